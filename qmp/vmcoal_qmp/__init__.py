@@ -1,0 +1,1 @@
+"""Typed QMP commands and events over qemu.qmp."""

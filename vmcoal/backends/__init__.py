@@ -1,0 +1,1 @@
+"""Where leased things live: memory engines and vCPU engines."""

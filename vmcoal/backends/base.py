@@ -1,0 +1,77 @@
+"""What every memory and vCPU engine offers, and what it says it can do.
+
+An engine turns a granted lease into something QEMU can be given: a memory engine into a file that is mapped shared, a
+vCPU engine into a place to run. It declares its properties as data, and planning refuses what they exclude.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from vmcoal.fabric.messages import MemoryServer
+from vmcoal.model.lease import Lease
+
+
+class EngineTraits(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine needs and what it survives; planning compares these, nothing else.
+
+    ``missing`` is the reason why this host cannot run it, or ``None``.
+    """
+
+    name: str
+    summary: str
+    needs_kvm: bool = False
+    needs_userfaultfd: bool = False
+    needs_fuse: bool = False
+    pins_memory: bool = False
+    survives_lender_loss: bool = False
+    survives_lender_restart: bool = False
+    same_host_only: bool = False
+    missing: str | None = None
+    remedy: str | None = None
+
+
+class MemoryRegion(msgspec.Struct, frozen=True, kw_only=True):
+    """A prepared region: ``backend`` the QOM type and ``props`` for ``object-add`` (``mem-path``, ``size``, ``share``, …);
+    ``children`` the holder's ids of the processes behind it."""
+
+    lease: str
+    size: int
+    backend: str
+    props: dict[str, Any]
+    children: tuple[str, ...]
+
+
+class MemoryEngine(Protocol):
+    """Makes the bytes of memory leases mappable on this host."""
+
+    @property
+    def traits(self) -> EngineTraits:
+        """What the engine needs and survives."""
+
+    def plan(self, lease: str, size: int) -> tuple[MemoryRegion, list[list[str]]]:
+        """Return the region that `prepare` will make and the argv of its processes, for `--dry-run`; changes nothing."""
+
+    async def prepare(self, lease: Lease, server: MemoryServer, address: str, *, deadline: float) -> MemoryRegion:
+        """Make the lease's bytes a file of full size that QEMU can map.
+
+        Undoes itself on failure. Raises `ExecutionError`, `DeadlineError`, `UnreachableError`.
+        """
+
+    async def relink(self, lease: Lease, server: MemoryServer, address: str, *, deadline: float) -> None:
+        """Point the region of a lease at its server's new address after a restart of the lender."""
+
+    async def remove(self, lease: str, *, mapped_by: int | None, deadline: float) -> None:
+        """End the region of ``lease`` after QEMU (pid ``mapped_by``) let go of it. Idempotent, also after a crash that
+        left only part of it."""
+
+    async def health(self, lease: str) -> str | None:
+        """Return what is wrong with the region, or ``None``."""
+
+
+def runtime_file(folder: Path, lease: str, suffix: str) -> Path:
+    """Return the runtime file of a lease in a VM's runtime ``folder``."""
+    return folder / f"{lease}.{suffix}"

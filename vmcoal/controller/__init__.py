@@ -1,0 +1,1 @@
+"""One controller for each VM: leases, journal, reconcile, control socket."""

@@ -1,0 +1,178 @@
+"""What a controller answers on its control socket.
+
+Newline-delimited JSON over a Unix stream socket (mode 0600, peer uid checked), one line at most `MAX_LINE` bytes. The
+client sends one `Call`; the controller answers with any number of `Progress` and then one `Result` or `Failure`.
+A client that hangs up cancels its call: an attach under way is undone, a detach is not begun further than it is.
+
+Methods, with the type of ``params`` → the type of the result:
+
+    status    –                    → vmcoal.model.status.VmStatus
+    attach    AttachRequest        → AttachResult            (Plan when dry_run)
+    detach    DetachRequest        → DetachResult            (Plan when dry_run)
+    exec      ExecRequest          → ExecResult; output comes as `Output` while it runs; `Input` may be sent
+    offers    –                    → tuple[LenderView, ...]  (every paired lender, reachable or not)
+    ping      PingRequest          → PingResult
+    shutdown  ShutdownRequest      → ShutdownResult
+    metrics   –                    → str (Prometheus text exposition)
+    wait      WaitRequest          → VmStatus; returns when the boot is done or failed
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from vmcoal.errors import WireError
+from vmcoal.model.attachment import Attachment
+from vmcoal.model.lease import Offer, ResourceKind
+from vmcoal.model.link import Link
+
+API = 1
+MAX_LINE = 1 << 20
+
+
+class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One request; ``params`` is the struct of the method as plain data."""
+
+    method: str
+    params: dict[str, Any] = {}
+    api: int = API
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """A step began: ``step`` of ``steps``. ``fraction`` 0..1 inside the step where known, with ``detail``."""
+
+    step: int
+    steps: int
+    text: str
+    fraction: float | None = None
+    detail: str | None = None
+
+
+class Output(msgspec.Struct, frozen=True, tag=True):
+    """Output of a command in the guest. ``stream`` 1 stdout, 2 stderr."""
+
+    stream: int
+    data: bytes
+
+
+class Input(msgspec.Struct, frozen=True, tag=True):
+    """Client to controller while an exec runs; empty ``data`` with ``eof`` closes stdin; ``rows``/``columns`` resize the
+    terminal of a tty exec."""
+
+    data: bytes = b""
+    eof: bool = False
+    rows: int | None = None
+    columns: int | None = None
+
+
+class Result(msgspec.Struct, frozen=True, tag=True):
+    """The call is done."""
+
+    value: Any
+
+
+class Failure(msgspec.Struct, frozen=True, tag=True):
+    """The call failed."""
+
+    error: WireError
+
+
+Reply = Progress | Output | Result | Failure
+
+
+class AttachResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What an attach did. ``seconds`` by step name; ``verified``: the guest itself confirmed it; ``notes`` for people
+    (mode and reason, what is unverified)."""
+
+    attachment: Attachment
+    cpus_added: int
+    memory_added: int
+    verified: bool
+    seconds: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
+
+
+class DetachResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a detach did; ``remaining`` is what is still attached from the lenders named."""
+
+    cpus_removed: int
+    memory_removed: int
+    remaining: tuple[Attachment, ...] = ()
+    seconds: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
+
+
+class ExecRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Run ``argv`` in the guest. ``tty`` gives it a terminal of ``rows`` × ``columns``; ``deadline`` in seconds or
+    ``None`` for none (the client's hang-up ends it)."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = {}
+    cwd: str | None = None
+    tty: bool = False
+    rows: int = 24
+    columns: int = 80
+    stdin: bool = False
+    deadline: float | None = None
+
+
+class ExecResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How it ended: ``code`` exit code, or ``signal`` that ended it."""
+
+    code: int | None
+    signal: int | None = None
+
+
+class LenderView(msgspec.Struct, frozen=True, kw_only=True):
+    """One paired lender as this VM sees it. ``error`` says why it does not answer."""
+
+    name: str
+    address: str
+    grants: tuple[ResourceKind, ...]
+    reachable: bool
+    offer: Offer | None = None
+    link: Link | None = None
+    distance: int | None = None
+    node: int | None = None
+    error: str | None = None
+
+
+class PingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Measure the link to ``lender`` with ``count`` round trips."""
+
+    lender: str | None = None
+    count: int = 10
+
+
+class PingResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The link and the distance it stands for; ``node`` and ``node_distance`` where it would be (or is) attached."""
+
+    lender: str
+    link: Link
+    distance: int
+    node: int | None
+    node_distance: int | None
+
+
+class ShutdownRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Power the guest off within ``deadline`` seconds, then end QEMU; ``force`` ends QEMU at once."""
+
+    deadline: float = 30.0
+    force: bool = False
+
+
+class ShutdownResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How it ended: ``how`` guest | agent | forced."""
+
+    how: str
+    exit_code: int | None
+    released: tuple[str, ...] = ()
+
+
+class WaitRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Wait until the guest answers (``agent``) or QEMU runs (``qemu``)."""
+
+    until: str = "agent"
+    deadline: float = 120.0

@@ -1,0 +1,1 @@
+"""Between hosts: identity, pairing, sessions, messages, probes."""

@@ -1,0 +1,1 @@
+"""Images, seed and the agent channel."""

@@ -1,0 +1,235 @@
+"""Where vmcoal keeps things on disk: the folders and file names that are its contract (docs/layout.md).
+
+Folders follow the XDG Base Directory Specification. Socket paths must fit ``sun_path`` (108 bytes), so names of VMs and
+lenders are bounded and the runtime folder is kept short.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmcoal.errors import PrerequisiteError, UsageError
+
+NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+_SUN_PATH_MAX = 107
+_LONGEST_SOCKET = "control.sock"
+
+
+def check_name(name: str, what: str = "VM") -> str:
+    """Return ``name`` if it can name a VM or lender, else raise `UsageError`."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be a {what} name",
+            hint="use 1 to 32 lower-case letters, digits and hyphens, beginning and ending with a letter or digit",
+        )
+    return name
+
+
+def _xdg(variable: str, default: str) -> Path:
+    value = os.environ.get(variable, "")
+    return Path(value) if value.startswith("/") else Path.home() / default
+
+
+def state_home() -> Path:
+    """Return the folder of what must survive a reboot: specs, journals, keys, overlays, logs."""
+    return _xdg("XDG_STATE_HOME", ".local/state") / "vmcoal"
+
+
+def cache_home() -> Path:
+    """Return the folder of what can be made again: images and packages."""
+    return _xdg("XDG_CACHE_HOME", ".cache") / "vmcoal"
+
+
+def config_home() -> Path:
+    """Return the folder of what the user writes: config.toml."""
+    return _xdg("XDG_CONFIG_HOME", ".config") / "vmcoal"
+
+
+def runtime_home() -> Path:
+    """Return the folder of sockets: ``$XDG_RUNTIME_DIR/vmcoal``, else /run/vmcoal for root, else /tmp/vmcoal-UID."""
+    value = os.environ.get("XDG_RUNTIME_DIR", "")
+    if value.startswith("/"):
+        return Path(value) / "vmcoal"
+    return Path("/run/vmcoal") if os.geteuid() == 0 else Path(f"/tmp/vmcoal-{os.geteuid()}")  # noqa: S108
+
+
+def shm_home() -> Path:
+    """Return the tmpfs folder that holds a lender's lent bytes."""
+    return Path(f"/dev/shm/vmcoal-{os.geteuid()}")  # noqa: S108
+
+
+def make_private(folder: Path) -> Path:
+    """Create ``folder`` with mode 0700 and check that nobody else owns or can enter it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = folder.lstat()
+    except OSError as error:
+        raise PrerequisiteError(
+            f"cannot create {folder}: {error.strerror}", hint="check its owner, its mode and the free space"
+        ) from error
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o077:
+        raise PrerequisiteError(
+            f"{folder} must be a folder of mode 0700 that belongs to user {os.geteuid()}",
+            hint=f"remove it, or: chown {os.geteuid()} {folder} && chmod 700 {folder}",
+        )
+    return folder
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The runtime and state folders of one VM or one lender."""
+
+    runtime: Path
+    state: Path
+
+    def make(self) -> None:
+        """Create both folders, private, and check that a socket path fits."""
+        if len(os.fsencode(self.runtime / _LONGEST_SOCKET)) > _SUN_PATH_MAX:
+            raise PrerequisiteError(
+                f"{self.runtime} is too long for a Unix socket", hint="set XDG_RUNTIME_DIR to a shorter folder"
+            )
+        for folder in (self.runtime, self.state):
+            for parent in (folder.parent.parent, folder.parent, folder):
+                make_private(parent)
+
+    @property
+    def control_socket(self) -> Path:
+        """Unix stream socket of the controller or lender: newline-delimited JSON."""
+        return self.runtime / "control.sock"
+
+    @property
+    def holder_socket(self) -> Path:
+        """Unix seqpacket socket of the holder."""
+        return self.runtime / "holder.sock"
+
+    @property
+    def journal(self) -> Path:
+        """SQLite journal."""
+        return self.state / "journal.sqlite"
+
+    @property
+    def exits(self) -> Path:
+        """One line for each ended child, written by the holder."""
+        return self.state / "exits.log"
+
+
+class VmFolders(Folders):
+    """The folders of one VM."""
+
+    @property
+    def spec(self) -> Path:
+        """The machine as it was asked for (`vmcoal.model.machine.MachineSpec`, JSON)."""
+        return self.state / "machine.json"
+
+    @property
+    def qmp_socket(self) -> Path:
+        """QMP monitor of the controller."""
+        return self.runtime / "qmp.sock"
+
+    @property
+    def agent_socket(self) -> Path:
+        """Host end of the vmcoal agent's virtio-serial port."""
+        return self.runtime / "agent.sock"
+
+    @property
+    def qga_socket(self) -> Path:
+        """Host end of qemu-guest-agent's virtio-serial port."""
+        return self.runtime / "qga.sock"
+
+    @property
+    def console_socket(self) -> Path:
+        """Serial console."""
+        return self.runtime / "console.sock"
+
+    @property
+    def console_log(self) -> Path:
+        """What the guest wrote to its serial console; bounded, one older part beside it as ``.1``."""
+        return self.state / "console.log"
+
+    @property
+    def qemu_log(self) -> Path:
+        """QEMU's stderr."""
+        return self.state / "qemu.log"
+
+    @property
+    def qmp_log(self) -> Path:
+        """QMP transcript, one JSON object a line."""
+        return self.state / "qmp.log"
+
+    @property
+    def controller_log(self) -> Path:
+        """The controller's log."""
+        return self.state / "controller.log"
+
+    @property
+    def overlay(self) -> Path:
+        """The VM's own qcow2 layer over the user's image."""
+        return self.state / "overlay.qcow2"
+
+    @property
+    def seed(self) -> Path:
+        """NoCloud seed (ISO 9660, label ``cidata``)."""
+        return self.state / "seed.iso"
+
+    @property
+    def ssh_key(self) -> Path:
+        """Private key that ``vmcoal ssh`` uses."""
+        return self.state / "ssh_key"
+
+    def mount(self, lease: str) -> Path:
+        """Return the FUSE mount point of a memory lease."""
+        return self.runtime / f"mem-{lease}"
+
+
+class LenderFolders(Folders):
+    """The folders of one lender."""
+
+    @property
+    def host_key(self) -> Path:
+        """The lender's SSH host key."""
+        return self.state / "host_key"
+
+    @property
+    def borrowers(self) -> Path:
+        """Paired borrowers and what each was granted, JSON."""
+        return self.state / "borrowers.json"
+
+    @property
+    def log(self) -> Path:
+        """The lender's log."""
+        return self.state / "lender.log"
+
+    def memory(self, lease: str, generation: str) -> Path:
+        """Return the tmpfs file that holds a lease's bytes."""
+        return shm_home() / f"{self.state.name}-{lease}-{generation}.mem"
+
+
+def vm_folders(name: str) -> VmFolders:
+    """Return the folders of VM ``name``; nothing is created."""
+    check_name(name)
+    return VmFolders(runtime_home() / "vm" / name, state_home() / "vm" / name)
+
+
+def lender_folders(name: str) -> LenderFolders:
+    """Return the folders of lender ``name``; nothing is created."""
+    check_name(name, "lender")
+    return LenderFolders(runtime_home() / "lend" / name, state_home() / "lend" / name)
+
+
+def known_vms() -> list[str]:
+    """Return the names of the VMs that have a spec, sorted."""
+    return sorted(path.parent.name for path in (state_home() / "vm").glob("*/machine.json"))
+
+
+def identity_key() -> Path:
+    """Return the borrower's private key."""
+    return state_home() / "identity"
+
+
+def known_lenders() -> Path:
+    """Return the file of paired lenders: address, pinned host key, grants."""
+    return state_home() / "lenders.json"

@@ -1,0 +1,111 @@
+"""What is attached to a VM, and the plans that attach and detach it."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import msgspec
+
+from vmcoal.model.lease import LeaseState
+from vmcoal.model.link import Link
+from vmcoal.model.machine import Engine
+
+
+class MemoryStyle(enum.StrEnum):
+    """How far memory is plugged: whole DIMMs, or one virtio-mem device resized in 2 MiB grains."""
+
+    DIMM = "dimm"
+    GRANULAR = "granular"
+
+
+class AttachmentState(enum.StrEnum):
+    """Where one attachment is in its journey."""
+
+    ATTACHING = "attaching"
+    ATTACHED = "attached"
+    DETACHING = "detaching"
+    DEGRADED = "degraded"
+    PARKED = "parked"  # nothing usable is left of it, but QEMU cannot remove its device before shutdown
+
+
+class AttachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `vmcoal attach` asks for. ``memory`` in bytes; ``lender`` a paired lender's name or ``None`` for the only
+    one; ``node`` a far node, or ``None`` for the one whose tier fits the link; ``deadline`` in seconds."""
+
+    lender: str | None = None
+    cpus: int = 0
+    memory: int = 0
+    style: MemoryStyle = MemoryStyle.DIMM
+    engine: Engine = Engine.LOCAL
+    node: int | None = None
+    deadline: float = 120.0
+    dry_run: bool = False
+
+
+class DetachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `vmcoal detach` asks for: from one lender (or all), all of it unless ``cpus`` or ``memory`` says how much.
+    ``force`` gives the lease back even if the guest did not let go."""
+
+    lender: str | None = None
+    everything: bool = False
+    cpus: int = 0
+    memory: int = 0
+    deadline: float = 60.0
+    force: bool = False
+    dry_run: bool = False
+
+
+class AttachedMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """One DIMM or virtio-mem device. ``size`` bytes usable now; ``capacity`` bytes of the device; ``backend`` and
+    ``device`` QOM ids."""
+
+    lease: str
+    style: MemoryStyle
+    size: int
+    capacity: int
+    engine: str
+    backend: str
+    device: str
+    state: AttachmentState
+    lease_state: LeaseState
+
+
+class AttachedCpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One vCPU of a far node. ``device`` its QOM id, or ``None`` where it was present from boot."""
+
+    lease: str
+    engine: Engine
+    core: int
+    device: str | None
+    state: AttachmentState
+    lease_state: LeaseState
+
+
+class Attachment(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything one lender lends to one VM: it is bound to one far node."""
+
+    lender: str
+    node: int
+    distance: int
+    link: Link | None = None
+    cpus: tuple[AttachedCpu, ...] = ()
+    memory: tuple[AttachedMemory, ...] = ()
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One step of a plan: what it does in words, and the exact argv or QMP command, as plain data."""
+
+    name: str
+    summary: str
+    where: str
+    commands: tuple[dict[str, Any], ...] = ()
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What an attach or detach will do; `--dry-run` prints it."""
+
+    kind: str
+    summary: str
+    steps: tuple[Step, ...] = ()
+    warnings: tuple[str, ...] = ()

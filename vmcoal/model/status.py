@@ -1,0 +1,51 @@
+"""What `vmcoal status` tells; the same data feeds the table, the JSON and the metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from vmcoal.model.attachment import Attachment
+from vmcoal.model.machine import Accel, CpuMode
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One NUMA node: what QEMU has plugged and what the guest has online (``None``: the guest did not say)."""
+
+    node: int
+    distance: int
+    lender: str | None
+    cpus_plugged: int
+    cpus_online: int | None
+    memory_plugged: int
+    memory_online: int | None
+    cpu_slots: int
+    memory_headroom: int
+
+
+class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One VM. ``state``: running | paused | starting | stopped | failed | unknown; ``health``: ok or the list of what
+    is degraded, each with its next step; ``agent``: vmcoal | qemu-guest-agent | none."""
+
+    name: str
+    state: str
+    accel: Accel
+    accel_reason: str
+    cpu_mode: CpuMode
+    cpus: int
+    memory: int
+    agent: str = "none"
+    guest: str | None = None
+    qemu_version: str | None = None
+    qemu_pid: int | None = None
+    controller_pid: int | None = None
+    holder_pid: int | None = None
+    ssh_port: int | None = None
+    metrics: str | None = None
+    uptime: float | None = None
+    degraded: tuple[str, ...] = ()
+    nodes: tuple[NodeStatus, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
+    operation: str | None = None
+    exit: dict[str, Any] | None = None

@@ -1,0 +1,1 @@
+"""Pure decisions on plain data: distance, placement, admission. No I/O, no clock."""
