@@ -35,8 +35,11 @@ class EngineTraits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemoryRegion(msgspec.Struct, frozen=True, kw_only=True):
-    """A prepared region: ``backend`` the QOM type and ``props`` for ``object-add`` (``mem-path``, ``size``, ``share``, …);
-    ``children`` the holder's ids of the processes behind it."""
+    """A prepared region.
+
+    ``backend`` the QOM type and ``props`` for ``object-add`` (``mem-path``, ``size``, ``share``, …); ``children`` the
+    holder's ids of the processes behind it.
+    """
 
     lease: str
     size: int
@@ -53,7 +56,7 @@ class MemoryEngine(Protocol):
         """What the engine needs and survives."""
 
     def plan(self, lease: str, size: int) -> tuple[MemoryRegion, list[list[str]]]:
-        """Return the region that `prepare` will make and the argv of its processes, for `--dry-run`; changes nothing."""
+        """Return the region that `prepare` will make and the argv of its processes; changes nothing."""
 
     async def prepare(self, lease: Lease, server: MemoryServer, address: str, *, deadline: float) -> MemoryRegion:
         """Make the lease's bytes a file of full size that QEMU can map.

@@ -58,8 +58,7 @@ class Output(msgspec.Struct, frozen=True, tag=True):
 
 
 class Input(msgspec.Struct, frozen=True, tag=True):
-    """Client to controller while an exec runs; empty ``data`` with ``eof`` closes stdin; ``rows``/``columns`` resize the
-    terminal of a tty exec."""
+    """Client to controller while an exec runs; ``eof`` closes stdin; ``rows``/``columns`` resize a tty's terminal."""
 
     data: bytes = b""
     eof: bool = False
