@@ -62,7 +62,8 @@ class DiskBoot(msgspec.Struct, frozen=True, tag="disk"):
     """Firmware boot from an overlay over the user's image.
 
     ``image`` the base, never written; ``format`` qcow2 or raw; ``firmware`` bios or uefi; ``seed``: attach the NoCloud
-    seed; ``release`` as in `KernelBoot`.
+    seed; ``release`` as in `KernelBoot`; ``uefi_code`` and ``uefi_vars`` the firmware's program and the template of its
+    variables, for uefi only.
     """
 
     image: str
@@ -70,6 +71,8 @@ class DiskBoot(msgspec.Struct, frozen=True, tag="disk"):
     firmware: str = "bios"
     seed: bool = False
     release: str | None = None
+    uefi_code: str | None = None
+    uefi_vars: str | None = None
 
 
 class Disk(msgspec.Struct, frozen=True):
