@@ -22,7 +22,7 @@ class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
     pass
 
 
-class Hello(_Message):
+class Hello(_Message, frozen=True, kw_only=True):
     """First message of the borrower. ``boot_id`` /proc/sys/kernel/random/boot_id, to know the same host."""
 
     protocol: int
@@ -31,7 +31,7 @@ class Hello(_Message):
     boot_id: str
 
 
-class Welcome(_Message):
+class Welcome(_Message, frozen=True, kw_only=True):
     """The lender's answer. ``borrower`` the name it paired the key under; ``grants`` the kinds it may borrow."""
 
     protocol: int
@@ -42,39 +42,39 @@ class Welcome(_Message):
     grants: tuple[ResourceKind, ...]
 
 
-class Refuse(_Message):
+class Refuse(_Message, frozen=True, kw_only=True):
     """The lender (or borrower) ends the session; ``id`` of the request that is refused, or 0."""
 
     id: int = 0
     error: WireError
 
 
-class Ping(_Message):
+class Ping(_Message, frozen=True, kw_only=True):
     """Answered at once by `Pong`."""
 
     id: int
 
 
-class Pong(_Message):
+class Pong(_Message, frozen=True, kw_only=True):
     """Answer to `Ping`."""
 
     id: int
 
 
-class GetOffer(_Message):
+class GetOffer(_Message, frozen=True, kw_only=True):
     """Ask what is free; answered by `OfferReply`."""
 
     id: int
 
 
-class OfferReply(_Message):
+class OfferReply(_Message, frozen=True, kw_only=True):
     """What is free now."""
 
     id: int
     offer: Offer
 
 
-class Request(_Message):
+class Request(_Message, frozen=True, kw_only=True):
     """Ask for a lease; answered by `Granted` or `Refuse`. ``amount`` as in `Lease`; ``committed`` is below ``amount``
     only for granular memory. ``ttl`` and ``grace`` in seconds are wishes; the grant says what they became. ``token`` is
     chosen by the borrower and makes a repeated request (after a broken session) return the same lease."""
@@ -102,7 +102,7 @@ class MemoryServer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"MemoryServer(port={self.port}, export={self.export!r}, psk=…)"
 
 
-class Granted(_Message):
+class Granted(_Message, frozen=True, kw_only=True):
     """A lease with what is needed to use it: ``memory`` for memory leases."""
 
     id: int
@@ -110,7 +110,7 @@ class Granted(_Message):
     memory: MemoryServer | None = None
 
 
-class Report(_Message):
+class Report(_Message, frozen=True, kw_only=True):
     """The borrower tells a lease's progress: ``event`` attach | plugged | drain; answered by `LeaseReply`."""
 
     id: int
@@ -119,21 +119,21 @@ class Report(_Message):
     event: str
 
 
-class Renew(_Message):
+class Renew(_Message, frozen=True, kw_only=True):
     """Heartbeat for all leases of this VM, as (lease, epoch); answered by `Renewed`."""
 
     id: int
     leases: tuple[tuple[str, int], ...]
 
 
-class Renewed(_Message):
+class Renewed(_Message, frozen=True, kw_only=True):
     """The leases that live on; one that is missing here is gone."""
 
     id: int
     leases: tuple[Lease, ...]
 
 
-class Resize(_Message):
+class Resize(_Message, frozen=True, kw_only=True):
     """Change the committed bytes of a granular memory lease; answered by `LeaseReply` or `Refuse`."""
 
     id: int
@@ -142,7 +142,7 @@ class Resize(_Message):
     committed: int
 
 
-class Resume(_Message):
+class Resume(_Message, frozen=True, kw_only=True):
     """After a new session: ask for a lease's server again (a restarted lender may listen on another port); answered by
     `Granted` or `Refuse`."""
 
@@ -151,7 +151,7 @@ class Resume(_Message):
     epoch: int
 
 
-class Release(_Message):
+class Release(_Message, frozen=True, kw_only=True):
     """Give a lease back; idempotent; answered by `LeaseReply`."""
 
     id: int
@@ -159,14 +159,14 @@ class Release(_Message):
     epoch: int
 
 
-class LeaseReply(_Message):
+class LeaseReply(_Message, frozen=True, kw_only=True):
     """The lease after a request."""
 
     id: int
     lease: Lease
 
 
-class Revoke(_Message):
+class Revoke(_Message, frozen=True, kw_only=True):
     """The lender wants a lease back within ``deadline`` seconds, then takes it (``cordon``/``drain``, or its owner)."""
 
     lease: str
@@ -175,7 +175,7 @@ class Revoke(_Message):
     reason: str
 
 
-class Notice(_Message):
+class Notice(_Message, frozen=True, kw_only=True):
     """For the user: one line, e.g. that the lender is cordoned."""
 
     text: str
