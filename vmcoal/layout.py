@@ -49,6 +49,16 @@ def config_home() -> Path:
     return _xdg("XDG_CONFIG_HOME", ".config") / "vmcoal"
 
 
+def config_file() -> Path:
+    """Return the user's defaults for boot, lend and attach (configs/config.toml describes it)."""
+    return config_home() / "config.toml"
+
+
+def crash_home() -> Path:
+    """Return the folder of tracebacks of defects; the newest few are kept."""
+    return state_home() / "crashes"
+
+
 def runtime_home() -> Path:
     """Return the folder of sockets: ``$XDG_RUNTIME_DIR/vmcoal``, else /run/vmcoal for root, else /tmp/vmcoal-UID."""
     value = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -174,6 +184,11 @@ class VmFolders(Folders):
     def seed(self) -> Path:
         """NoCloud seed (ISO 9660, label ``cidata``)."""
         return self.state / "seed.iso"
+
+    @property
+    def uefi_vars(self) -> Path:
+        """The VM's own copy of the UEFI variable store."""
+        return self.state / "uefi-vars.fd"
 
     @property
     def ssh_key(self) -> Path:
