@@ -59,11 +59,16 @@ class GuestTopology(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether ``needed`` bytes in use on the leaving memory fit into what stays: ``available`` bytes there."""
+    """Whether ``needed`` bytes in use on the leaving memory fit into what stays: ``available`` bytes there.
+
+    ``swap``: free bytes of swap, not part of ``available``; ``explanation`` the estimate in words.
+    """
 
     fits: bool
     needed: int
     available: int
+    swap: int = 0
+    explanation: str = ""
 
 
 class Pressure(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,3 +80,47 @@ class Pressure(msgspec.Struct, frozen=True, kw_only=True):
     io: float | None = None
     memory_available: int = 0
     memory_total: int = 0
+
+
+class CpuName(msgspec.Struct, frozen=True, kw_only=True):
+    """Names one CPU: by ``socket`` and ``core`` (the one thread there), or by Linux's ``number`` of it."""
+
+    socket: int | None = None
+    core: int | None = None
+    number: int | None = None
+
+
+class MemorySpan(msgspec.Struct, frozen=True):
+    """A range of guest-physical memory: ``start`` and ``size`` in bytes, both whole memory blocks."""
+
+    start: int
+    size: int
+
+
+class GuestCommand(msgspec.Struct, frozen=True, kw_only=True):
+    """A command to run in the guest, as the agent's user (root). ``tty`` gives it a terminal of ``rows`` × ``columns``,
+    then stdout and stderr are one stream; ``env`` is added to a minimal environment."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str] = {}
+    cwd: str | None = None
+    tty: bool = False
+    rows: int = 24
+    columns: int = 80
+
+
+class CommandInput(msgspec.Struct, frozen=True, kw_only=True):
+    """What is given to a running command: ``data`` for its standard input, ``eof`` closes it; ``rows`` and ``columns``
+    resize its terminal."""
+
+    data: bytes = b""
+    eof: bool = False
+    rows: int | None = None
+    columns: int | None = None
+
+
+class CommandEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """How a command ended: exit ``code``, or the ``signal`` that ended it."""
+
+    code: int | None
+    signal: int | None = None
