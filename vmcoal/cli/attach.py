@@ -1,0 +1,185 @@
+"""``vmcoal attach`` and ``vmcoal detach``."""
+
+from __future__ import annotations
+
+import click
+
+from vmcoal.cli.app import Command
+from vmcoal.cli.config import load_config
+from vmcoal.cli.output import note, print_json, print_plan
+from vmcoal.cli.params import (
+    COUNT,
+    LENDER,
+    SECONDS,
+    SIZE,
+    deadline_option,
+    dry_run_option,
+    output_option,
+    resolve_vm,
+    vm_argument,
+)
+from vmcoal.cli.vm import vm_steps
+from vmcoal.controller.api import AttachResult, DetachResult
+from vmcoal.errors import UsageError
+from vmcoal.model.attachment import AttachRequest, DetachRequest, MemoryStyle, Plan
+from vmcoal.model.machine import Engine
+from vmcoal.model.units import format_duration, format_size
+
+
+@click.command(
+    cls=Command,
+    example="""
+    vmcoal attach --cpus 2 --memory 512M
+    vmcoal attach web --from attic --memory 4G --granular --dry-run
+    """,
+)
+@vm_argument
+@click.option("--from", "lender", type=LENDER, help="The lender's name; needed only where several are paired.")
+@click.option("--cpus", type=COUNT, help="How many vCPUs.")
+@click.option("--memory", type=SIZE, help="How much memory, such as 512M or 4G.")
+@click.option(
+    "--granular/--dimm",
+    default=None,
+    help="Plug memory as one virtio-mem device that grows and shrinks in 2 MiB grains, or as whole DIMMs.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice([engine.value for engine in Engine]),
+    help="Where the vCPUs execute: on this host (local) or on the lender (far).",
+)
+@click.option("--node", type=COUNT, help="The far NUMA node; else the free one whose distance fits the link.")
+@click.option("--deadline", type=SECONDS, help="How long it may take before everything is undone.")
+@dry_run_option
+@output_option
+def attach(
+    vm: str | None,
+    lender: str | None,
+    cpus: int | None,
+    memory: int | None,
+    granular: bool | None,
+    engine: str | None,
+    node: int | None,
+    deadline: float | None,
+    dry_run: bool,
+    form: str,
+) -> None:
+    """Plug a lender's CPUs and memory into a running VM.
+
+    They appear in an empty NUMA node of the guest whose distance is the measured latency of the link. It is a
+    transaction: what fails is undone, on both hosts.
+    """
+    if not cpus and not memory:
+        raise UsageError("nothing to attach", hint="give --cpus N, --memory SIZE or both")
+    defaults = load_config().attach
+    if granular is None:
+        granular = defaults.granular
+    request = AttachRequest(
+        lender=lender,
+        cpus=cpus or 0,
+        memory=memory or 0,
+        style=MemoryStyle.GRANULAR if granular else MemoryStyle.DIMM,
+        engine=Engine(engine or defaults.engine),
+        node=node,
+        deadline=deadline or defaults.deadline_seconds,
+        dry_run=dry_run,
+    )
+    name = resolve_vm(vm)
+    if dry_run:
+        print_plan(vm_steps(name, "attach", request, result=Plan), form)
+        return
+    result = vm_steps(name, "attach", request, result=AttachResult)
+    for text in result.notes:
+        note(f"note: {text}")
+    if form == "json":
+        print_json(result)
+        return
+    click.echo(attached_line(name, result))
+    note(f"next: vmcoal exec {name} -- lscpu   or   vmcoal status {name}")
+
+
+def attached_line(name: str, result: AttachResult) -> str:
+    """Return one sentence on what an attach did."""
+    at = result.attachment
+    engines = sorted({cpu.engine.value for cpu in at.cpus})
+    gained = []
+    if result.cpus_added:
+        gained.append(f"{_vcpus(result.cpus_added)} (engine {'/'.join(engines)})")
+    if result.memory_added:
+        gained.append(format_size(result.memory_added))
+    took = f" in {format_duration(sum(result.seconds.values()))}" if result.seconds else ""
+    rtt = f", RTT {format_duration(at.link.rtt)}" if at.link else ""
+    sure = "confirmed by the guest" if result.verified else "not confirmed by the guest"
+    return (
+        f"VM {name} gained {' and '.join(gained) or 'nothing'} from {at.lender}: node {at.node}, "
+        f"distance {at.distance}{rtt}; {sure}{took}"
+    )
+
+
+def _vcpus(count: int) -> str:
+    return f"{count} vCPU" + ("" if count == 1 else "s")
+
+
+@click.command(
+    cls=Command,
+    example="""
+    vmcoal detach --from attic
+    vmcoal detach web --all --deadline 30s
+    vmcoal detach --memory 256M --dry-run
+    """,
+)
+@vm_argument
+@click.option("--from", "lender", type=LENDER, help="The lender's name; needed only where several are attached.")
+@click.option("--all", "everything", is_flag=True, help="From every lender.")
+@click.option("--cpus", type=COUNT, help="Only so many vCPUs.")
+@click.option("--memory", type=SIZE, help="Only so much memory.")
+@click.option("--force", is_flag=True, help="Give it back even if the guest does not let go. What is in it is lost.")
+@deadline_option(60.0, "the guest has to let go of it")
+@dry_run_option
+@output_option
+def detach(
+    vm: str | None,
+    lender: str | None,
+    everything: bool,
+    cpus: int | None,
+    memory: int | None,
+    force: bool,
+    deadline: float,
+    dry_run: bool,
+    form: str,
+) -> None:
+    """Drain, unplug and give back what a lender lent; all of it, unless --cpus or --memory says how much.
+
+    What does not leave within the deadline stays attached and is told; only --force loses anything.
+    """
+    if everything and lender:
+        raise UsageError("--all and --from exclude each other", hint="give one of them")
+    request = DetachRequest(
+        lender=lender,
+        everything=everything,
+        cpus=cpus or 0,
+        memory=memory or 0,
+        deadline=deadline,
+        force=force,
+        dry_run=dry_run,
+    )
+    name = resolve_vm(vm)
+    if dry_run:
+        print_plan(vm_steps(name, "detach", request, result=Plan), form)
+        return
+    result = vm_steps(name, "detach", request, result=DetachResult)
+    for text in result.notes:
+        note(f"note: {text}")
+    if form == "json":
+        print_json(result)
+        return
+    gave = []
+    if result.cpus_removed:
+        gave.append(_vcpus(result.cpus_removed))
+    if result.memory_removed:
+        gave.append(format_size(result.memory_removed))
+    took = f" in {format_duration(sum(result.seconds.values()))}" if result.seconds else ""
+    click.echo(f"VM {name} gave back {' and '.join(gave) or 'nothing'}{took}")
+    for at in result.remaining:
+        left = [_vcpus(len(at.cpus))] if at.cpus else []
+        left += [format_size(sum(memory.size for memory in at.memory))] if at.memory else []
+        click.echo(f"still attached from {at.lender}: {' and '.join(left)}")

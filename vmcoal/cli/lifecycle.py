@@ -1,0 +1,126 @@
+"""``vmcoal shutdown``, ``delete``, ``logs`` and ``controller``."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import deque
+from pathlib import Path
+
+import click
+
+from vmcoal import layout
+from vmcoal.cli.app import Command
+from vmcoal.cli.output import note, print_json
+from vmcoal.cli.params import VM, deadline_option, output_option, resolve_vm, vm_argument, yes_option
+from vmcoal.cli.vm import holder_lives, vm_steps
+from vmcoal.controller.api import ShutdownRequest, ShutdownResult
+from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, UsageError
+
+_LOGS = ("console", "qemu", "controller", "qmp")
+
+
+@click.command(
+    cls=Command,
+    example="""
+    vmcoal shutdown
+    vmcoal shutdown web --deadline 10s
+    """,
+)
+@vm_argument
+@click.option("--force", is_flag=True, help="End QEMU at once, as if the power failed.")
+@deadline_option(30.0, "the guest has to power off before it is ended")
+@output_option
+def shutdown(vm: str | None, force: bool, deadline: float, form: str) -> None:
+    """Power a VM off and give everything it borrowed back."""
+    name = resolve_vm(vm)
+    result = vm_steps(name, "shutdown", ShutdownRequest(deadline=deadline, force=force), result=ShutdownResult)
+    if form == "json":
+        print_json(result)
+        return
+    how = {"guest": "powered itself off", "agent": "was powered off by its agent", "forced": "was ended by force"}
+    gave = f"; {len(result.released)} leases were given back" if result.released else ""
+    click.echo(f"VM {name} {how.get(result.how, result.how)}{gave}")
+
+
+@click.command(cls=Command, example="vmcoal delete web --yes")
+@click.argument("vm", type=VM)
+@yes_option
+def delete(vm: str, yes: bool) -> None:
+    """Remove a stopped VM: its spec, disk layer, keys and logs. The image it was made from stays."""
+    name = resolve_vm(vm)
+    folders = layout.vm_folders(name)
+    if holder_lives(name):
+        raise ConflictError(f"VM {name} runs", hint=f"vmcoal shutdown {name}")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("stdin is not a terminal to ask on", hint=f"vmcoal delete {name} --yes")
+        size = folders.overlay.stat().st_size if folders.overlay.exists() else 0
+        disk = f", its disk layer of {size >> 20} MiB included" if size else ""
+        click.confirm(f"Remove VM {name}{disk}?", abort=True, err=True)
+    try:
+        # machine.json goes first: without it there is no such VM, whatever stops the rest
+        folders.spec.unlink(missing_ok=True)
+        for folder in (folders.runtime, folders.state):
+            if folder.exists():
+                shutil.rmtree(folder)
+    except OSError as error:
+        raise ExecutionError(
+            f"cannot remove {error.filename}: {error.strerror}",
+            left=f"what remains of {folders.state} and {folders.runtime}",
+            hint="remove them by hand",
+        ) from error
+    note(f"VM {name} is gone")
+
+
+@click.command(
+    cls=Command,
+    example="""
+    vmcoal logs web
+    vmcoal logs web qmp --lines 20
+    """,
+)
+@click.argument("words", nargs=-1, metavar="[VM] [console|qemu|controller|qmp]")
+@click.option("-n", "--lines", type=click.IntRange(min=1), help="Only the last so many lines.")
+def logs(words: tuple[str, ...], lines: int | None) -> None:
+    """Print what a VM wrote: its serial console (the default), QEMU's stderr, the controller's log or QMP's."""
+    rest = list(words)
+    kind = rest.pop() if rest and rest[-1] in _LOGS else "console"
+    if len(rest) > 1:
+        raise UsageError(f"{rest[1]!r} is no log", hint=f"there is {', '.join(_LOGS)}")
+    name = resolve_vm(rest[0] if rest else None)
+    folders = layout.vm_folders(name)
+    path = {
+        "console": folders.console_log,
+        "qemu": folders.qemu_log,
+        "controller": folders.controller_log,
+        "qmp": folders.qmp_log,
+    }[kind]
+    parts = [part for part in (path.with_name(path.name + ".1"), path) if part.exists()]
+    if not parts:
+        raise NotFoundError(f"VM {name} has no {kind} log", hint=f"it would be {path}")
+    _print_tail(parts, lines)
+
+
+def _print_tail(parts: list[Path], lines: int | None) -> None:
+    kept: deque[bytes] = deque(maxlen=lines)
+    for part in parts:
+        with part.open("rb") as file:
+            if lines is None:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            else:
+                kept.extend(file)
+    for line in kept:
+        sys.stdout.buffer.write(line)
+    sys.stdout.flush()
+
+
+@click.command(cls=Command, example="vmcoal controller web")
+@click.argument("vm", type=VM)
+def controller(vm: str) -> None:
+    """Run a VM's controller in the foreground, in place of the one that ended; Ctrl-C ends it, the VM runs on."""
+    import os
+
+    name = resolve_vm(vm)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "vmcoal.controller", name])  # noqa: S606

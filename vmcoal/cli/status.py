@@ -1,0 +1,213 @@
+"""``vmcoal status`` and ``vmcoal metrics``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import click
+
+from vmcoal import layout
+from vmcoal.cli.app import Command
+from vmcoal.cli.outcome import printable
+from vmcoal.cli.output import print_json, table
+from vmcoal.cli.params import output_option, resolve_vm, vm_argument
+from vmcoal.cli.vm import offline_status, status_of, vm_call
+from vmcoal.errors import VmcoalError
+from vmcoal.model.attachment import AttachedCpu, AttachedMemory, Attachment
+from vmcoal.model.status import NodeStatus, VmStatus
+from vmcoal.model.units import format_duration, format_size
+
+_INTERVAL = 1.0
+
+
+@click.command(
+    cls=Command,
+    example="""
+    vmcoal status
+    vmcoal status web --watch
+    vmcoal status web -o json
+    """,
+)
+@vm_argument
+@click.option("-w", "--watch", is_flag=True, help="Show it again every second until Ctrl-C.")
+@output_option
+def status(vm: str | None, watch: bool, form: str) -> None:
+    """Show all VMs, or one of them with its NUMA nodes, attachments and what is degraded."""
+
+    def read() -> list[VmStatus] | VmStatus:
+        return status_of(resolve_vm(vm)) if vm else [_status_or_error(name) for name in layout.known_vms()]
+
+    def text() -> str:
+        seen = read()
+        return vm_text(seen) if isinstance(seen, VmStatus) else vms_text(seen)
+
+    if watch and form == "json":
+        _json_lines(read)
+    elif watch:
+        _live(text)
+    elif form == "json":
+        print_json(read())
+    else:
+        click.echo(text())
+
+
+def _status_or_error(name: str) -> VmStatus:
+    """Return a VM's status; one whose controller does not answer is listed as unknown, the others are still shown."""
+    try:
+        return status_of(name)
+    except VmcoalError as error:
+        import msgspec
+
+        return msgspec.structs.replace(offline_status(name), state="unknown", degraded=(str(error),))
+
+
+def _live(text: Callable[[], str]) -> None:
+    """Redraw ``text`` on a terminal; print it again and again elsewhere."""
+    import sys
+
+    try:
+        if not sys.stdout.isatty():
+            while True:
+                click.echo(text() + "\n")
+                time.sleep(_INTERVAL)
+        from rich.live import Live
+        from rich.text import Text
+
+        with Live(Text(text()), auto_refresh=False, screen=True) as live:
+            while True:
+                time.sleep(_INTERVAL)
+                live.update(Text(text()), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+def _json_lines(read: Callable[[], object]) -> None:
+    """Print one JSON value a line."""
+    import msgspec
+
+    try:
+        while True:
+            click.echo(msgspec.json.encode(read()))
+            time.sleep(_INTERVAL)
+    except KeyboardInterrupt:
+        return
+
+
+def vms_text(statuses: list[VmStatus]) -> str:
+    """Return the table of all VMs."""
+    if not statuses:
+        return "there is no VM; vmcoal boot makes one"
+    rows = [
+        (
+            status.name,
+            status.state,
+            status.accel.value,
+            _total_cpus(status),
+            _total_memory(status),
+            ", ".join(sorted({at.lender for at in status.attachments})) or "-",
+            format_duration(status.uptime) if status.uptime is not None else "-",
+            f"degraded ({len(status.degraded)})" if status.degraded else "ok" if status.state == "running" else "-",
+        )
+        for status in statuses
+    ]
+    return table(("VM", "STATE", "ACCEL", "CPUS", "MEMORY", "LENDERS", "UP", "HEALTH"), rows)
+
+
+def _total_cpus(status: VmStatus) -> str:
+    far = sum(len(at.cpus) for at in status.attachments)
+    return f"{status.cpus}+{far}" if far else str(status.cpus)
+
+
+def _total_memory(status: VmStatus) -> str:
+    far = sum(memory.size for at in status.attachments for memory in at.memory)
+    return format_size(status.memory) + (f" + {format_size(far)}" if far else "")
+
+
+def vm_text(status: VmStatus) -> str:
+    """Return everything about one VM."""
+    reason = f" ({status.accel_reason})" if status.accel_reason else ""
+    facts = [
+        ("State", status.state + (f", up {format_duration(status.uptime)}" if status.uptime is not None else "")),
+        ("Guest", status.guest),
+        ("Acceleration", f"{status.accel.value}{reason}"),
+        ("Near node", f"{status.cpus} vCPUs, {format_size(status.memory)}"),
+        ("Far vCPUs", f"{status.cpu_mode.value}: {_CPU_MODES[status.cpu_mode.value]}"),
+        ("Agent", status.agent),
+        ("QEMU", status.qemu_version),
+        ("Processes", _processes(status)),
+        ("SSH", f"vmcoal ssh {status.name} (port {status.ssh_port})" if status.ssh_port else None),
+        ("Metrics", f"http://{status.metrics}/metrics" if status.metrics else None),
+        ("Under way", status.operation),
+    ]
+    parts = [f"VM {status.name}"]
+    parts += [f"  {label + ':':<14}{printable(text)}" for label, text in facts if text]
+    if status.nodes:
+        header = ("NODE", "DISTANCE", "LENDER", "CPUS ONLINE/PLUGGED/SLOTS", "MEMORY ONLINE/PLUGGED/HEADROOM")
+        parts += ["", table(header, map(_node_row, status.nodes))]
+    rows = [row for at in status.attachments for row in attachment_rows(at)]
+    if rows:
+        parts += ["", table(("LENDER", "NODE", "RTT", "WHAT", "ENGINE", "STATE", "LEASE"), rows)]
+    if status.exit:
+        said = str(status.exit.get("stderr") or "").splitlines()
+        parts += ["", f"QEMU ended: {status.exit.get('state')} {status.exit.get('code')}"]
+        parts += [f"  | {printable(line)}" for line in said]
+    if status.degraded:
+        parts += ["", "Degraded:", *(f"  ! {printable(line)}" for line in status.degraded)]
+    return "\n".join(parts)
+
+
+_CPU_MODES = {
+    "hotplug": "plugged at attach, unplugged at detach",
+    "plug-park": "plugged at attach, parked (offline) at detach",
+    "parked": "present from boot, parked (offline) until attached",
+}
+
+
+def _processes(status: VmStatus) -> str | None:
+    known = (("qemu", status.qemu_pid), ("controller", status.controller_pid), ("holder", status.holder_pid))
+    return ", ".join(f"{name} {pid}" for name, pid in known if pid) or None
+
+
+def _node_row(node: NodeStatus) -> tuple[str, ...]:
+    def seen(value: int | None, write: Callable[[int], str]) -> str:
+        return "?" if value is None else write(value)
+
+    return (
+        str(node.node),
+        str(node.distance),
+        node.lender or ("(this host)" if node.node == 0 else "-"),
+        f"{seen(node.cpus_online, str)}/{node.cpus_plugged}/{node.cpu_slots}",
+        f"{seen(node.memory_online, format_size)} / {format_size(node.memory_plugged)}"
+        f" / {format_size(node.memory_headroom)}",
+    )
+
+
+def attachment_rows(at: Attachment) -> list[tuple[str, ...]]:
+    """Return one row for the vCPUs of each engine and state, and one for each memory device."""
+    rtt = format_duration(at.link.rtt) if at.link else "-"
+    head = (at.lender, str(at.node), rtt)
+    rows: list[tuple[str, ...]] = []
+    groups: dict[tuple[str, str, str], int] = {}
+    for cpu in at.cpus:
+        key = (f"{cpu.engine.value} (runs on {'this host' if cpu.engine == 'local' else 'the lender'})", *_states(cpu))
+        groups[key] = groups.get(key, 0) + 1
+    for (engine, state, lease), count in groups.items():
+        rows.append((*head, f"{count} vCPU" + ("" if count == 1 else "s"), engine, state, lease))
+    for memory in at.memory:
+        size = format_size(memory.size)
+        if memory.size != memory.capacity:
+            size += f" of {format_size(memory.capacity)}"
+        rows.append((*head, f"{size} {memory.style.value}", memory.engine, *_states(memory)))
+    return rows
+
+
+def _states(part: AttachedCpu | AttachedMemory) -> tuple[str, str]:
+    return part.state.value, part.lease_state.value
+
+
+@click.command(cls=Command, example="vmcoal metrics web")
+@vm_argument
+def metrics(vm: str | None) -> None:
+    """Print a VM's metrics as Prometheus would scrape them."""
+    click.echo(vm_call(resolve_vm(vm), "metrics", result=str, deadline=10.0).rstrip("\n"))

@@ -1,0 +1,115 @@
+"""How commands reach a VM: its controller's control socket, and what can be known of a VM that does not run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from vmcoal import layout
+from vmcoal.cli.output import note, steps
+from vmcoal.controller.api import Output, Progress
+from vmcoal.controller.client import NotListeningError, call
+from vmcoal.errors import InternalError, PrerequisiteError
+from vmcoal.host.facts import Host
+from vmcoal.model.machine import MachineSpec
+from vmcoal.model.status import VmStatus
+
+T = TypeVar("T")
+
+
+def vm_call(
+    name: str,
+    method: str,
+    params: msgspec.Struct | None = None,
+    *,
+    result: type[T],
+    on_progress: Callable[[Progress], None] | None = None,
+    on_output: Callable[[Output], None] | None = None,
+    stdin: int | None = None,
+    terminal_size: Callable[[], tuple[int, int]] | None = None,
+    deadline: float | None = None,
+) -> T:
+    """Call a VM's controller (see `vmcoal.controller.client.call`); one that died while its VM lives is started again.
+
+    Raises `PrerequisiteError` if the VM does not run.
+    """
+
+    def attempt() -> T:
+        return call(
+            layout.vm_folders(name).control_socket,
+            method,
+            params,
+            result=result,
+            peer=f"the controller of VM {name}",
+            on_progress=on_progress,
+            on_output=on_output,
+            on_cancel=lambda: note("\ncancelling; what was begun is undone (Ctrl-C again: do not wait)"),
+            stdin=stdin,
+            terminal_size=terminal_size,
+            deadline=deadline,
+        )
+
+    try:
+        return attempt()
+    except NotListeningError:
+        revive(name)
+    return attempt()
+
+
+def vm_steps(name: str, method: str, params: msgspec.Struct | None, *, result: type[T]) -> T:
+    """Call a VM's controller and show its steps on stderr."""
+    with steps() as shown:
+        return vm_call(name, method, params, result=result, on_progress=shown)
+
+
+def revive(name: str) -> None:
+    """Start the controller of a VM that lives without one; raises `PrerequisiteError` if the VM does not run."""
+    if not holder_lives(name):
+        raise PrerequisiteError(f"VM {name} does not run", hint=f"vmcoal boot {name}")
+    import asyncio
+
+    from vmcoal.controller.start import ensure_controller
+
+    note(f"the controller of VM {name} had ended; a new one is started")
+    asyncio.run(ensure_controller(name))
+
+
+def holder_lives(name: str) -> bool:
+    """Return whether the process that holds a VM together runs."""
+    return Host().answers(layout.vm_folders(name).holder_socket)
+
+
+def read_spec(name: str) -> MachineSpec:
+    """Return the machine of a VM as it was asked for; raises `InternalError` if its file cannot be read."""
+    path = layout.vm_folders(name).spec
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=MachineSpec)
+    except (OSError, msgspec.DecodeError) as error:
+        raise InternalError(
+            f"cannot read {path}: {error}", hint=f"vmcoal delete {name} removes the VM, its disk layer included"
+        ) from error
+
+
+def status_of(name: str) -> VmStatus:
+    """Return a VM's status, also of one that does not run."""
+    try:
+        return call(
+            layout.vm_folders(name).control_socket,
+            "status",
+            result=VmStatus,
+            peer=f"the controller of VM {name}",
+            deadline=10.0,
+        )
+    except NotListeningError:
+        if holder_lives(name):
+            return vm_call(name, "status", result=VmStatus, deadline=30.0)
+    return offline_status(name)
+
+
+def offline_status(name: str) -> VmStatus:
+    """Return what the files of a VM say: its machine, and how its QEMU ended."""
+    from vmcoal.controller.status import stopped_status
+
+    return stopped_status(read_spec(name), layout.vm_folders(name))
