@@ -11,8 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from vmcoal.fabric.messages import MemoryServer
-from vmcoal.model.lease import Lease
+from vmcoal.model.lease import Lease, MemoryServer
 
 
 class EngineTraits(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import msgspec
 
 from vmcoal.errors import WireError
 from vmcoal.model.lease import Lease, Offer, ResourceKind
+from vmcoal.model.lease import MemoryServer as MemoryServer
 
 PROTOCOL = 1
 """Version of these messages; a session needs the same one on both sides."""
@@ -86,20 +87,6 @@ class Request(_Message, frozen=True, kw_only=True):
     committed: int
     ttl: float
     grace: float
-
-
-class MemoryServer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to reach the bytes of a memory lease: NBD over TCP with TLS-PSK (RFC 4279). ``export`` carries the lease and
-    its epoch; ``psk`` is hex. The address is that of the session's own peer unless ``address`` says otherwise."""
-
-    port: int
-    export: str
-    psk_identity: str
-    psk: str
-    address: str | None = None
-
-    def __repr__(self) -> str:
-        return f"MemoryServer(port={self.port}, export={self.export!r}, psk=…)"
 
 
 class Granted(_Message, frozen=True, kw_only=True):

@@ -183,3 +183,17 @@ class Offer(msgspec.Struct, frozen=True):
     gpus_total: int = 0
     cordoned: bool = False
     same_host: bool = False
+
+
+class MemoryServer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to reach the bytes of a memory lease: NBD over TCP with TLS-PSK (RFC 4279). ``export`` carries the lease and
+    its epoch; ``psk`` is hex. The address is that of the session's own peer unless ``address`` says otherwise."""
+
+    port: int
+    export: str
+    psk_identity: str
+    psk: str
+    address: str | None = None
+
+    def __repr__(self) -> str:
+        return f"MemoryServer(port={self.port}, export={self.export!r}, psk=…)"
