@@ -1,0 +1,54 @@
+# make demo   everything from nothing: install, build the image, lend, boot, attach, check, detach
+# make test   install what is missing and run every test this machine can run
+# The rest is for people who work on vmcoal; see CONTRIBUTING.md.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+SOURCES := $(shell find vmcoal qmp guest-agent dataplane tools/list-sources meson.build meson.options pyproject.toml -type f -not -name '*.pyc' 2>/dev/null)
+TESTS ?= tests
+PYTEST_ARGS ?=
+
+.PHONY: help setup demo test lint format docs bench bench-attach soak clean
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+setup: $(VENV)/installed
+
+$(VENV)/packages: tools/setup
+	tools/setup
+	@touch $@
+
+$(VENV)/installed: $(VENV)/packages $(SOURCES)
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
+	@touch $@
+
+demo: setup
+	@tools/demo
+
+test: setup
+	@tools/run-tests $(TESTS) $(PYTEST_ARGS)
+
+lint: setup
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: setup
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+docs: setup
+	$(VENV)/bin/sphinx-build -W -q -b html docs docs/_build/html
+	$(VENV)/bin/sphinx-build -W -q -b man docs docs/_build/man
+
+bench-attach: setup
+	@$(PYTHON) tools/bench-attach $(BENCH_ARGS)
+
+bench: bench-attach
+
+soak: setup
+	$(PYTHON) -m pytest -m soak $(PYTEST_ARGS)
+
+clean:
+	rm -rf build builddir dist docs/_build $(VENV)

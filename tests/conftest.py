@@ -1,0 +1,91 @@
+"""What every test gets: its own folders, evidence kept when it fails, and a look that nothing survived it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from framework.leaks import Surroundings
+
+TIERS = ("unit", "contract", "guest", "lab", "root", "soak")
+_OUT = Path(__file__).parent.parent / ".out" / "failures"
+_outcomes: dict[str, int] = dict.fromkeys(TIERS, 0)
+_failed: set[str] = set()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tier-report", help="write a JSON file: tier → number of tests that passed or failed")
+    parser.addoption("--regenerate", action="store_true", help="write golden files anew instead of comparing")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        tiers = [tier for tier in TIERS if item.get_closest_marker(tier)]
+        if not tiers:
+            raise pytest.UsageError(f"{item.nodeid} carries no tier marker, one of {', '.join(TIERS)}")
+        if "root" in tiers and os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="needs root: run the tests as root or with sudo"))
+        if {"contract", "guest"} & set(tiers) and shutil.which("qemu-system-x86_64") is None:
+            item.add_marker(pytest.mark.skip(reason="no qemu-system-x86_64: run tools/setup"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    if report.failed:
+        _failed.add(item.nodeid)
+    if report.when == "call" and not report.skipped:
+        for tier in TIERS:
+            _outcomes[tier] += item.get_closest_marker(tier) is not None
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = session.config.getoption("--tier-report")
+    if path:
+        Path(path).write_text(json.dumps(_outcomes))
+
+
+@pytest.fixture(autouse=True)
+def surroundings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give the test its own XDG folders, keep them if it fails, and fail it if anything it started survives.
+
+    The image cache is the user's own: images are made by content and take a minute to build.
+    """
+    # Short, because a socket's path must fit 108 bytes.
+    home = Path(tempfile.mkdtemp(prefix="vc-"))
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    for variable, folder in (("XDG_STATE_HOME", "s"), ("XDG_RUNTIME_DIR", "r"), ("XDG_CONFIG_HOME", "c")):
+        (home / folder).mkdir(mode=0o700)
+        monkeypatch.setenv(variable, str(home / folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    monkeypatch.setenv("VMCOAL_TEST", home.name)
+    before = Surroundings.look(home)
+    yield home
+    survivors = before.survivors()
+    failed = request.node.nodeid in _failed
+    if failed or survivors:
+        kept = _keep(request.node.name, home)
+        request.node.add_report_section("teardown", "evidence", f"kept in {kept}")
+    shutil.rmtree(home, ignore_errors=True)
+    if survivors:
+        pytest.fail("survived the test: " + "; ".join(survivors))
+
+
+def _keep(name: str, home: Path) -> Path:
+    kept = _OUT / "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:100]
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    for path in sorted((home / "s").rglob("*")):
+        small = path.is_file() and not path.is_symlink() and path.stat().st_size < 8 << 20
+        if small and path.suffix in (".log", ".1", ".json", ".sqlite", ".sqlite-wal", ".txt"):
+            target = kept / path.relative_to(home / "s")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    return kept

@@ -1,0 +1,86 @@
+"""Finds what outlived a test: processes, mounts, network namespaces, lent memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_SETTLE = 5.0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What was there before a test; `survivors` compares."""
+
+    home: Path
+    namespaces: frozenset[str]
+    lent: frozenset[str]
+
+    @classmethod
+    def look(cls, home: Path) -> Surroundings:
+        """Remember what is there now. Processes are told by the variable VMCOAL_TEST, which is ``home``'s name."""
+        return cls(home, _names(Path("/run/netns")), _names(Path(f"/dev/shm/vmcoal-{os.geteuid()}")))
+
+    def survivors(self) -> list[str]:
+        """Return a line for each thing that survived; processes that are just ending are given a moment, then ended."""
+        running = _processes(self.home.name)
+        ends = time.monotonic() + _SETTLE
+        while running and time.monotonic() < ends:
+            _wait_for_exit(next(iter(running)), ends)
+            running = _processes(self.home.name)
+        found = [f"process {pid}: {command}" for pid, command in running.items()]
+        for pid in running:
+            _kill(pid)
+        mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        for mount in mounts:
+            if mount.startswith(f"{self.home}/"):
+                found.append(f"mount {mount}")
+                os.system(f"umount -l {mount}")
+        found += [f"network namespace {name}" for name in _names(Path("/run/netns")) - self.namespaces]
+        found += [f"lent bytes {name}" for name in _names(Path(f"/dev/shm/vmcoal-{os.geteuid()}")) - self.lent]
+        found += [f"socket {path}" for path in (self.home / "r").rglob("*") if path.is_socket()]
+        return found
+
+
+def _names(folder: Path) -> frozenset[str]:
+    return frozenset(path.name for path in folder.iterdir()) if folder.is_dir() else frozenset()
+
+
+def _processes(mark: str) -> dict[int, str]:
+    found: dict[int, str] = {}
+    needle = f"VMCOAL_TEST={mark}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        if int(folder.name) == os.getpid():
+            continue
+        try:
+            if needle in (folder / "environ").read_bytes().split(b"\0"):
+                state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+                if state != "Z":
+                    found[int(folder.name)] = (
+                        (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
+                    )
+        except OSError:
+            continue
+    return found
+
+
+def _wait_for_exit(pid: int, ends: float) -> None:
+    import select
+
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        select.select([descriptor], [], [], max(0.0, ends - time.monotonic()))
+    finally:
+        os.close(descriptor)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, 9)
+    except OSError:
+        pass

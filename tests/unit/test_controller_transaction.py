@@ -1,0 +1,136 @@
+"""Transactions: every step is undone, newest first, whatever ends them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmcoal.controller.journal import Journal
+from vmcoal.controller.transaction import Transaction, transaction
+from vmcoal.errors import DeadlineError, InternalError, RefusedError, UnreachableError
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(tmp_path / "journal.sqlite")
+    yield journal
+    journal.close()
+
+
+class World:
+    """What the steps change."""
+
+    def __init__(self) -> None:
+        self.there: list[str] = []
+        self.undone: list[str] = []
+        self.refuses: set[str] = set()
+        self.told: list[tuple[int, int, str]] = []
+
+    def undos(self) -> dict[str, Any]:
+        async def undo(data: dict[str, Any]) -> None:
+            if data["what"] in self.refuses:
+                raise UnreachableError("gone")
+            self.undone.append(data["what"])
+
+        return {"a": undo, "b": undo, "c": undo}
+
+    def report(self, step: int, steps: int, text: str, fraction: float | None, detail: str | None) -> None:
+        self.told.append((step, steps, text))
+
+    async def do(self, trans: Transaction, names: str) -> None:
+        for name in names:
+            trans.say(name)
+            async with trans.step(name, what=name):
+                self.there.append(name)
+
+
+async def run(journal: Journal, world: World, names: str, *, error: BaseException | None = None) -> None:
+    async with transaction(journal, world.undos(), "attach", {}, steps=3, deadline=5.0, report=world.report) as trans:
+        await world.do(trans, names)
+        if error:
+            raise error
+
+
+async def test_success_undoes_nothing(journal: Journal) -> None:
+    world = World()
+    await run(journal, world, "abc")
+    assert world.undone == []
+    assert world.told == [(1, 3, "a"), (2, 3, "b"), (3, 3, "c")]
+    assert journal.open_operations() == []
+
+
+async def test_failure_undoes_in_reverse_and_the_error_goes_on(journal: Journal) -> None:
+    world = World()
+    with pytest.raises(RefusedError, match="no"):
+        await run(journal, world, "abc", error=RefusedError("no"))
+    assert world.undone == ["c", "b", "a"]
+    assert journal.open_operations() == []
+
+
+async def test_what_cannot_be_undone_is_said(journal: Journal) -> None:
+    world = World()
+    world.refuses = {"b"}
+    with pytest.raises(RefusedError) as caught:
+        await run(journal, world, "abc", error=RefusedError("no", left="a DIMM"))
+    assert world.undone == ["c", "a"]
+    assert caught.value.left == "a DIMM; b: gone"
+    assert [event["name"] for event in journal.history(1)] == ["failed"]
+
+
+async def test_a_defect_becomes_an_internal_error(journal: Journal) -> None:
+    with pytest.raises(InternalError, match="KeyError"):
+        await run(journal, World(), "a", error=KeyError("x"))
+
+
+async def test_the_deadline_undoes(journal: Journal) -> None:
+    world = World()
+    with pytest.raises(DeadlineError, match="at: a"):
+        async with transaction(
+            journal, world.undos(), "attach", {}, steps=1, deadline=0.01, report=world.report
+        ) as trans:
+            await world.do(trans, "a")
+            await asyncio.Event().wait()
+    assert world.undone == ["a"]
+
+
+async def test_cancellation_undoes(journal: Journal) -> None:
+    world = World()
+    begun = asyncio.Event()
+
+    async def attach() -> None:
+        async with transaction(
+            journal, world.undos(), "attach", {}, steps=1, deadline=5.0, report=world.report
+        ) as trans:
+            await world.do(trans, "ab")
+            begun.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(attach())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert world.undone == ["b", "a"]
+    assert journal.open_operations() == []
+
+
+async def test_a_step_that_fails_half_way_is_undone_too(journal: Journal) -> None:
+    world = World()
+
+    async def fail(trans: Transaction) -> None:
+        async with trans.step("b", what="b"):
+            raise RefusedError("half way")
+
+    with pytest.raises(RefusedError):
+        async with transaction(
+            journal, world.undos(), "attach", {}, steps=1, deadline=5.0, report=world.report
+        ) as trans:
+            await world.do(trans, "a")
+            await fail(trans)
+    assert world.undone == ["b", "a"]

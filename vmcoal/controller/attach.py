@@ -1,0 +1,376 @@
+"""Attach: from a request to memory and vCPUs that the guest uses, as one transaction.
+
+measure the link → choose the far node → lease → prepare the bytes → plug → online → verify in the guest's own view.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from dataclasses import dataclass
+
+import msgspec
+
+from vmcoal.backends.base import MemoryRegion
+from vmcoal.backends.conflicts import refuse_conflicts
+from vmcoal.backends.cpu import choose_cpu_engine
+from vmcoal.controller.api import AttachResult
+from vmcoal.controller.loans import Loan, attachments
+from vmcoal.controller.transaction import Progress, Transaction, transaction
+from vmcoal.controller.undo import undos
+from vmcoal.controller.vm import Vm, cpu_names
+from vmcoal.errors import ConflictError, ExecutionError, RefusedError, UsageError
+from vmcoal.fabric.messages import Granted
+from vmcoal.fabric.session import LenderSession
+from vmcoal.machine import cpu, memory, virtio_mem
+from vmcoal.model.attachment import AttachmentState, AttachRequest, MemoryStyle, Plan, Step
+from vmcoal.model.guest import MemorySpan
+from vmcoal.model.lease import LeaseEvent, ResourceKind
+from vmcoal.model.link import Link
+from vmcoal.model.machine import CpuMode, FarNode
+from vmcoal.model.units import MIB, format_duration, format_size
+from vmcoal.policy.admission import GRAIN, admit
+from vmcoal.policy.distance import link_distance
+from vmcoal.policy.placement import check_headroom, choose_node, free_cores
+
+BLOCK = 128 * MIB
+"""DIMMs are multiples of a guest memory block, else part of them could not be onlined (x86-64 Linux)."""
+
+_LEASE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+_REQUEST_DEADLINE = 30.0
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What an attach decided before it changes anything."""
+
+    lender: str
+    session: LenderSession
+    link: Link
+    far: FarNode
+    cores: tuple[int, ...]
+    grow: Loan | None
+    """The granular loan that is made larger instead of a new one."""
+
+
+def check_request(request: AttachRequest) -> None:
+    """Raise `UsageError` if the request makes no sense on any machine."""
+    if request.cpus < 0 or request.memory < 0:
+        raise UsageError("what is attached cannot be negative", hint="give --cpus and --memory positive values")
+    if not request.cpus and not request.memory:
+        raise UsageError("nothing to attach", hint="say how much: --cpus N, --memory SIZE or both")
+    if request.style is MemoryStyle.GRANULAR and not request.memory:
+        raise UsageError("--granular is a way to attach memory", hint="add --memory SIZE")
+    grain = GRAIN if request.style is MemoryStyle.GRANULAR else BLOCK
+    if request.memory % grain:
+        fine = "" if request.style is MemoryStyle.GRANULAR else ", or use --granular for steps of 2 MiB"
+        raise UsageError(
+            f"{format_size(request.memory)} is no multiple of {format_size(grain)}",
+            hint=f"the nearest are {format_size(request.memory // grain * grain)} and "
+            f"{format_size((request.memory // grain + 1) * grain)}{fine}",
+        )
+
+
+async def survey(vm: Vm, request: AttachRequest) -> Journey:
+    """Measure, choose and check everything that can be known beforehand; nothing is changed."""
+    check_request(request)
+    record = vm.keeper.record(request.lender)
+    session = await vm.keeper.session(record.name, deadline=min(request.deadline, 10.0))
+    if request.cpus:
+        choose_cpu_engine(request.engine, session.same_host)
+    if request.memory:
+        refuse_conflicts(vm.engine.traits, vm.spec)
+    link = await vm.keeper.measure(record.name)
+    far = choose_node(vm.spec, vm.book.bound(), record.name, link_distance(link), request.node)
+    cores = tuple(free_cores(far, vm.book.cores(far.node), request.cpus))
+    grow = None
+    if request.memory:
+        used = vm.book.headroom_used(far.node)
+        granular = [x for x in vm.book.on(far.node, ResourceKind.MEMORY) if x.style is MemoryStyle.GRANULAR]
+        if request.style is MemoryStyle.GRANULAR and granular:
+            grow = granular[0]
+            if grow.size + request.memory > grow.capacity:
+                raise ConflictError(
+                    f"node {far.node} has {format_size(grow.capacity - grow.size)} of its granular device left, "
+                    f"{format_size(request.memory)} were asked for",
+                    hint="ask for less, or boot with more --far-memory",
+                )
+        else:
+            check_headroom(far, used, request.memory)
+    offer = await session.offer()
+    grants = frozenset(session.grants)
+    if request.memory:
+        admit(offer, grants, ResourceKind.MEMORY, request.memory, request.memory, session.same_host)
+    if request.cpus:
+        admit(offer, grants, ResourceKind.CPU, request.cpus, request.cpus, session.same_host)
+    return Journey(record.name, session, link, far, cores, grow)
+
+
+def plan(vm: Vm, request: AttachRequest, journey: Journey) -> Plan:
+    """Return what `attach` would do, with the exact argv and QMP commands."""
+    far, lender = journey.far, journey.lender
+    steps = [
+        Step(
+            "place",
+            f"bind {lender} (round trip {format_duration(journey.link.rtt)}, distance "
+            f"{link_distance(journey.link)}) to far node {far.node} at distance {far.distance}",
+            "this host",
+        )
+    ]
+    if request.memory:
+        if journey.grow is None:
+            capacity = _capacity(vm, request, far)
+            region, argvs = vm.engine.plan("LEASE", capacity)
+            steps.append(Step("lease memory", f"lease {format_size(request.memory)} of memory", lender))
+            steps.append(
+                Step("serve", "make the bytes a file here", "this host", tuple({"argv": argv} for argv in argvs))
+            )
+            plug = (
+                virtio_mem.plan_plug(region, far, "LEASE", 0)
+                if request.style is MemoryStyle.GRANULAR
+                else memory.plan_plug(region, far.node, "LEASE")
+            )
+            steps.append(Step("plug memory", f"plug it into node {far.node}", "QEMU", tuple(plug)))
+        if request.style is MemoryStyle.GRANULAR:
+            device = journey.grow.device if journey.grow else "LEASE"
+            total = (journey.grow.size if journey.grow else 0) + request.memory
+            steps.append(
+                Step("resize", f"ask for {format_size(total)}", "QEMU", tuple(virtio_mem.plan_resize(device, total)))
+            )
+        steps.append(Step("online memory", "online its blocks as movable", "guest"))
+    if request.cpus:
+        steps.append(Step("lease vCPUs", f"lease {request.cpus} vCPUs", lender))
+        if vm.spec.cpu_mode is not CpuMode.PARKED:
+            plugs = tuple(command for core in journey.cores for command in cpu.plan_plug(vm.spec, far.node, core))
+            steps.append(Step("plug vCPUs", f"plug {request.cpus} vCPUs into node {far.node}", "QEMU", plugs))
+        steps.append(Step("online vCPUs", f"online them (engine {request.engine}, {vm.spec.cpu_mode})", "guest"))
+    steps.append(Step("verify", "compare with the guest's own /sys", "guest"))
+    what = " and ".join(filter(None, [_vcpus(request.cpus), request.memory and format_size(request.memory)]))
+    return Plan("attach", f"attach {what} from {lender} to node {far.node} of {vm.spec.name}", tuple(steps))
+
+
+async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResult | Plan:
+    """Attach what ``request`` says, or return the plan of it. Undone as a whole if anything fails."""
+    journey = await survey(vm, request)
+    if request.dry_run:
+        return plan(vm, request, journey)
+    steps = 2 + (3 if request.memory else 0) + (2 if request.cpus else 0)
+    loans: list[Loan] = []
+    notes: list[str] = []
+    async with transaction(
+        vm.journal, undos(vm), "attach", request, steps=steps, deadline=request.deadline, report=report
+    ) as trans:
+        trans.say(
+            f"{journey.lender}: round trip {format_duration(journey.link.rtt)} → node {journey.far.node} "
+            f"at distance {journey.far.distance}"
+        )
+        if request.memory:
+            loans.append(await _attach_memory(vm, request, journey, trans))
+        if request.cpus:
+            loans.append(await _attach_cpus(vm, request, journey, trans))
+        trans.say("verify in the guest")
+        verified = await _verify(vm, loans, notes)
+        for loan in loans:
+            current = vm.book.get(loan.id) or loan
+            reply = await journey.session.report(loan.id, loan.lease.epoch, LeaseEvent.PLUGGED)
+            vm.book.put(msgspec.structs.replace(current, state=AttachmentState.ATTACHED, lease=reply))
+    vm.keeper.watch(journey.lender)
+    vm.metrics.attached(request, trans.seconds)
+    if request.cpus:
+        notes.append(f"the vCPUs run on this host (engine {request.engine}, {vm.spec.cpu_mode})")
+    mine = attachments(vm.book.of(journey.lender), vm.spec)[0]
+    return AttachResult(
+        attachment=mine,
+        cpus_added=request.cpus,
+        memory_added=request.memory,
+        verified=verified,
+        seconds=trans.seconds,
+        notes=tuple(notes),
+    )
+
+
+def _vcpus(count: int) -> str:
+    return f"{count} vCPU{'s' if count != 1 else ''}" if count else ""
+
+
+def _capacity(vm: Vm, request: AttachRequest, far: FarNode) -> int:
+    """Bytes of the device: a granular one takes what is left of the node's headroom, so that it can grow."""
+    if request.style is MemoryStyle.DIMM:
+        return request.memory
+    return far.memory - vm.book.headroom_used(far.node)
+
+
+async def _lease(
+    vm: Vm, journey: Journey, trans: Transaction, kind: ResourceKind, amount: int, committed: int
+) -> Granted:
+    token = secrets.token_hex(16)
+    async with trans.step("lease", lender=journey.lender, token=token, kind=kind, amount=amount, committed=committed):
+        granted = await journey.session.request(
+            kind, amount, committed=committed, token=token, deadline=_REQUEST_DEADLINE
+        )
+    lease = granted.lease
+    vm.granted[token] = lease.id, lease.epoch
+    if not _LEASE_ID.fullmatch(lease.id) or vm.book.get(lease.id) is not None:
+        raise RefusedError(f"{journey.lender} gave a lease an id that cannot be used", host=journey.lender)
+    lease = await journey.session.report(lease.id, lease.epoch, LeaseEvent.ATTACH)
+    return msgspec.structs.replace(granted, lease=lease)
+
+
+async def _attach_memory(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction) -> Loan:
+    if journey.grow is not None:
+        return await _grow(vm, request, journey, trans, journey.grow)
+    far, granular = journey.far, request.style is MemoryStyle.GRANULAR
+    capacity = _capacity(vm, request, far)
+    trans.say(f"lease {format_size(request.memory)} from {journey.lender}")
+    granted = await _lease(vm, journey, trans, ResourceKind.MEMORY, capacity, request.memory)
+    if granted.memory is None:
+        raise RefusedError(f"{journey.lender} granted memory without a server", host=journey.lender)
+    lease = granted.lease
+    loan = Loan(
+        lease=lease,
+        node=far.node,
+        state=AttachmentState.ATTACHING,
+        since=time.time(),
+        link=journey.link,
+        style=request.style,
+        engine=vm.engine.traits.name,
+        backend=f"mem-{lease.id}",
+        device=f"dimm-{lease.id}" if not granular else f"vmem-{lease.id}",
+        size=request.memory,
+        capacity=capacity,
+        port=granted.memory.port,
+    )
+    async with trans.step("book", lease=lease.id):
+        vm.book.put(loan)
+    async with trans.step("serve", lease=lease.id):
+        region = await vm.engine.prepare(
+            lease, granted.memory, journey.session.data_address(granted.memory), deadline=request.deadline
+        )
+    trans.say(f"plug {format_size(request.memory)} into node {far.node}")
+    started = time.monotonic()
+    if granular:
+        await _plug_granular(vm, request, loan, region, trans)
+    else:
+        async with trans.step("plug-dimm", device=loan.device, backend=loan.backend):
+            await memory.plug_dimm(vm.qmp, region, far.node, loan.device, loan.backend, deadline=request.deadline)
+    vm.metrics.plugged("memory", time.monotonic() - started)
+    trans.say("online the memory")
+    if not granular:
+        await _online_dimm(vm, loan, trans)
+    return loan
+
+
+async def _online_dimm(vm: Vm, loan: Loan, trans: Transaction) -> None:
+    if vm.agent is None:
+        return
+    dimm = await memory.find_dimm(vm.qmp, loan.device)
+    async with trans.step("online-memory", device=loan.device, start=dimm.addr, size=dimm.size):
+        await vm.agent.memory_set(
+            MemorySpan(dimm.addr, dimm.size),
+            True,
+            deadline=30.0,
+            progress=lambda done, total, note: trans.progress(done / max(1, total), f"{done} of {total} blocks"),
+        )
+
+
+async def _plug_granular(vm: Vm, request: AttachRequest, loan: Loan, region: MemoryRegion, trans: Transaction) -> None:
+    far = vm.spec.far_node(loan.node)
+    async with trans.step("plug-virtio-mem", device=loan.device, backend=loan.backend):
+        await virtio_mem.plug(vm.qmp, region, far, loan.device, loan.backend, deadline=request.deadline)
+    async with trans.step("resize", device=loan.device, before=0):
+        await _resize(vm, loan.device, request.memory, request.deadline, trans)
+
+
+async def _grow(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction, loan: Loan) -> Loan:
+    total = loan.size + request.memory
+    trans.say(f"lease {format_size(request.memory)} more from {journey.lender}")
+    async with trans.step("commit", lender=journey.lender, lease=loan.id, epoch=loan.lease.epoch, before=loan.size):
+        lease = await journey.session.resize(loan.id, loan.lease.epoch, total)
+    trans.say(f"grow node {loan.node} to {format_size(total)}")
+    async with trans.step("resize", device=loan.device, before=loan.size):
+        await _resize(vm, loan.device, total, request.deadline, trans)
+    trans.say("online the memory")
+    grown = msgspec.structs.replace(loan, size=total, lease=lease)
+    vm.book.put(grown)
+    return grown
+
+
+async def _resize(vm: Vm, device: str, size: int, deadline: float, trans: Transaction) -> None:
+    reached = await virtio_mem.resize(
+        vm.qmp,
+        device,
+        size,
+        deadline=deadline,
+        progress=lambda now: trans.progress(min(1.0, now / size), format_size(now)),
+    )
+    if reached != size:
+        raise ExecutionError(
+            f"the guest took {format_size(reached)} of {format_size(size)}",
+            hint="the guest needs the virtio_mem driver and memory blocks to be onlined (vmcoal exec … dmesg)",
+        )
+
+
+async def _attach_cpus(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction) -> Loan:
+    far, mode = journey.far, vm.spec.cpu_mode
+    trans.say(f"lease and plug {_vcpus(request.cpus)} into node {far.node}")
+    granted = await _lease(vm, journey, trans, ResourceKind.CPU, request.cpus, request.cpus)
+    loan = Loan(
+        lease=granted.lease,
+        node=far.node,
+        state=AttachmentState.ATTACHING,
+        since=time.time(),
+        link=journey.link,
+        cpu_engine=request.engine,
+        engine=request.engine,
+        cores=journey.cores,
+    )
+    async with trans.step("book", lease=loan.id):
+        vm.book.put(loan)
+    started = time.monotonic()
+    if mode is not CpuMode.PARKED:
+        plugged = await cpu.plugged_cores(vm.qmp, far.node)
+        for core in journey.cores:
+            if core not in plugged:
+                async with trans.step("plug-cpu", node=far.node, core=core):
+                    await cpu.plug_cpu(vm.qmp, vm.spec, far.node, core, deadline=30.0)
+    trans.say(f"online {_vcpus(request.cpus)}")
+    if vm.agent is not None:
+        async with trans.step("online-cpus", node=far.node, cores=journey.cores):
+            await vm.agent.cpu_set(cpu_names(far.node, journey.cores), True, deadline=60.0)
+    vm.metrics.plugged("cpu", time.monotonic() - started)
+    return loan
+
+
+async def _verify(vm: Vm, loans: list[Loan], notes: list[str]) -> bool:
+    if vm.agent is None:
+        notes.append(
+            "plugged, unverified: no agent answers in the guest; as root there: "
+            "for f in /sys/devices/system/cpu/cpu*/online; do echo 1 > $f; done; "
+            "for f in /sys/devices/system/memory/memory*/state; do echo online_movable > $f; done"
+        )
+        return False
+    view = await vm.agent.topology(deadline=15.0)
+    for loan in loans:
+        if loan.is_memory:
+            online = sum(
+                view.block_size for block in view.blocks if block.node == loan.node and block.state == "online"
+            )
+            if online < loan.size:
+                raise ExecutionError(
+                    f"the guest has {format_size(online)} of {format_size(loan.size)} online in node {loan.node}",
+                    hint="vmcoal logs console shows what its kernel says",
+                )
+            wrong = {
+                block.zone
+                for block in view.blocks
+                if block.node == loan.node and block.state == "online" and "Movable" not in block.zone
+            }
+            if wrong:
+                notes.append("some of the memory is not in the movable zone and may refuse to leave")
+        else:
+            there = {cpu.core for cpu in view.cpus if cpu.online and cpu.node == loan.node}
+            if not set(loan.cores) <= there:
+                missing = sorted(set(loan.cores) - there)
+                raise ExecutionError(f"the guest does not have vCPUs {missing} of node {loan.node} online")
+    return True

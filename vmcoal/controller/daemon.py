@@ -1,0 +1,386 @@
+"""The controller process of one VM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from vmcoal.controller import lifecycle
+from vmcoal.controller.api import (
+    ExecRequest,
+    ExecResult,
+    LenderView,
+    PingRequest,
+    PingResult,
+    ShutdownRequest,
+    ShutdownResult,
+    WaitRequest,
+)
+from vmcoal.controller.attach import attach
+from vmcoal.controller.detach import detach
+from vmcoal.controller.loans import Loan, moved
+from vmcoal.controller.reconcile import reconcile
+from vmcoal.controller.server import Client, ControlServer, Handler
+from vmcoal.controller.status import vm_status
+from vmcoal.controller.vm import QEMU, Vm
+from vmcoal.errors import ConflictError, UnreachableError, VmcoalError
+from vmcoal.fabric.identity import lender_store
+from vmcoal.fabric.messages import Granted, Revoke
+from vmcoal.holding.client import ExitEvent, Holder
+from vmcoal.layout import VmFolders
+from vmcoal.model.attachment import AttachRequest, DetachRequest
+from vmcoal.model.guest import GuestCommand
+from vmcoal.model.lease import IllegalTransitionError, LeaseEvent
+from vmcoal.model.machine import MachineSpec
+from vmcoal.model.status import VmStatus
+from vmcoal.policy.distance import link_distance
+from vmcoal.policy.placement import choose_node
+
+log = logging.getLogger(__name__)
+
+_AGENT_PATIENCE = 600.0
+_AGENT_RETRY = 2.0
+
+
+class Controller:
+    """Runs one VM: serves its control socket, keeps its leases, cleans up when it ends."""
+
+    def __init__(self, spec: MachineSpec, folders: VmFolders) -> None:
+        self._spec = spec
+        self._folders = folders
+        self._vm: Vm | None = None
+        self._failure: VmcoalError | None = None
+        self._ready: dict[str, asyncio.Event] = {"qemu": asyncio.Event(), "agent": asyncio.Event()}
+        self._ended = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._boot_text = ""
+        self._server = ControlServer(
+            folders.control_socket,
+            {
+                "status": self._status,
+                "attach": self._operation("attach", AttachRequest, attach),
+                "detach": self._operation("detach", DetachRequest, detach),
+                "exec": self._exec,
+                "offers": self._offers,
+                "ping": self._ping,
+                "shutdown": self._shutdown,
+                "metrics": self._metrics,
+                "wait": self._wait,
+            },
+            what=f"the controller of {spec.name}",
+        )
+
+    @property
+    def vm(self) -> Vm:
+        """The VM; raises the boot's failure, or `UnreachableError` while there is none."""
+        if self._failure is not None:
+            raise self._failure
+        if self._vm is None:
+            raise UnreachableError(f"{self._spec.name} is still starting", hint="try again in a moment")
+        return self._vm
+
+    async def run(self, *, boot: bool, listening: Callable[[], None]) -> int:
+        """Serve until the VM ends or a signal comes. ``listening`` is called once commands are answered.
+
+        With ``boot`` a new QEMU is started; without, the running one is found. Returns the exit code.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._stop.set)
+        await self._server.start()
+        listening()
+        try:
+            try:
+                await (self._boot() if boot else self._adopt())
+            except VmcoalError as error:
+                await self._fail(error)
+                return error.exit_code
+            await self._serve()
+        finally:
+            await self._close()
+        return 0
+
+    async def _serve(self) -> None:
+        stop = asyncio.create_task(self._stop.wait())
+        ended = asyncio.create_task(self._ended.wait())
+        try:
+            await asyncio.wait({stop, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+            ended.cancel()
+
+    async def _fail(self, error: VmcoalError) -> None:
+        """Tell whoever waits for the boot why it failed, then end."""
+        log.error("%s", error)
+        self._failure = error
+        for event in self._ready.values():
+            event.set()
+        if self._vm is not None:
+            await lifecycle.clean_up(self._vm)
+            await lifecycle.end_holder(self._vm)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), 2.0)
+
+    async def _boot(self) -> None:
+        holder = await Holder.start(self._folders, name=f"vm-{self._spec.name}", deadline=10.0)
+        self._vm = await self._assemble(holder)
+        await holder.watch(self._child_ended)
+        await lifecycle.launch(self._vm, lambda *args: None)
+        self._launched()
+
+    async def _adopt(self) -> None:
+        holder = await Holder.connect(self._folders.holder_socket, deadline=5.0)
+        self._vm = await self._assemble(holder)
+        await holder.watch(self._child_ended)
+        self._vm.monitor = await self._vm.launcher.adopt(self._spec, deadline=10.0)
+        if self._vm.monitor is None:
+            raise await lifecycle.qemu_failure(self._vm)
+        self._vm.state = "running"
+        with contextlib.suppress(VmcoalError):
+            await lifecycle.connect_guest(self._vm, deadline=5.0)
+        async with self._vm.turn("reconcile"):
+            await reconcile(self._vm)
+        for lender in self._vm.book.lenders():
+            self._vm.keeper.watch(lender)
+        self._launched()
+
+    def _launched(self) -> None:
+        self._ready["qemu"].set()
+        self._spawn(self._keep_agent(), "agent")
+        if self._spec.metrics:
+            self._spawn(self._serve_metrics(self._spec.metrics), "metrics")
+
+    async def _assemble(self, holder: Holder) -> Vm:
+        return await lifecycle.assemble(
+            self._spec, self._folders, holder, relink=self._relink, revoked=self._revoked, changed=lambda: None
+        )
+
+    def _spawn(self, work: Awaitable[Any], name: str) -> None:
+        task = asyncio.ensure_future(work)
+        task.set_name(name)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s: %s", task.get_name(), error, exc_info=None if isinstance(error, VmcoalError) else error)
+
+    async def _keep_agent(self) -> None:
+        """Connect to the guest's agent, and again whenever it is lost (the guest reboots, the agent restarts)."""
+        vm = self.vm
+        while not self._ended.is_set():
+            try:
+                if vm.agent is None:
+                    await lifecycle.connect_guest(vm, deadline=_AGENT_PATIENCE)
+                assert vm.agent is not None
+                self._ready["agent"].set()
+                log.info("the guest's agent answers")
+                log.info("the guest's agent is gone: %s", await vm.agent.wait_lost())
+            except VmcoalError as error:
+                log.info("the guest's agent: %s", error)
+                await asyncio.sleep(_AGENT_RETRY)
+            if vm.agent is not None:
+                with contextlib.suppress(VmcoalError, OSError):
+                    await vm.agent.close()
+            vm.agent = None
+            self._ready["agent"].clear()
+
+    async def _serve_metrics(self, address: str) -> None:
+        from vmcoal.metrics.http import serve_metrics
+
+        await serve_metrics(address, self._exposition)
+
+    async def _exposition(self) -> str:
+        return self.vm.metrics.exposition(await vm_status(self.vm, controller_pid=os.getpid()))
+
+    def _child_ended(self, event: ExitEvent) -> None:
+        if event.id == QEMU:
+            self._spawn(self._qemu_ended(), "end of QEMU")
+        else:
+            log.warning(
+                "%s ended (%s %s)%s", event.id, event.state, event.code, ", restarting" if event.restarting else ""
+            )
+
+    async def _qemu_ended(self) -> None:
+        vm = self.vm
+        if vm.state == "stopping":
+            return
+        failure = await lifecycle.qemu_failure(vm)
+        status = failure.details
+        clean = status.get("code") == 0 and not status.get("signal")
+        log.log(logging.INFO if clean else logging.ERROR, "%s", failure)
+        if not clean:
+            self._failure = failure
+        vm.state = "stopped" if clean else "failed"
+        vm.monitor = None
+        await lifecycle.clean_up(vm)
+        await lifecycle.end_holder(vm)
+        for event in self._ready.values():
+            event.set()
+        self._ended.set()
+
+    async def _relink(self, loan: Loan, granted: Granted, address: str) -> None:
+        assert granted.memory is not None
+        if granted.memory.port != loan.port:
+            await self.vm.engine.relink(granted.lease, granted.memory, granted.memory.address or address, deadline=10.0)
+            self.vm.book.put(msgspec.structs.replace(loan, port=granted.memory.port))
+
+    def _revoked(self, revoke: Revoke, lender: str) -> None:
+        loan = self.vm.book.get(revoke.lease)
+        if loan is None or loan.lease.epoch != revoke.epoch:
+            return
+        with contextlib.suppress(IllegalTransitionError):
+            self.vm.book.put(moved(loan, LeaseEvent.REVOKE))
+        log.warning("%s takes lease %s back within %g s: %s", lender, revoke.lease, revoke.deadline, revoke.reason)
+        if not any(task.get_name() == f"revoked by {lender}" for task in self._tasks):
+            self._spawn(self._drain(lender, revoke.deadline), f"revoked by {lender}")
+
+    async def _drain(self, lender: str, deadline: float) -> None:
+        vm = self.vm
+        async with vm.queued_turn(f"give back to {lender}"):
+            if vm.book.of(lender):
+                await detach(vm, DetachRequest(lender=lender, deadline=deadline), lambda *args: None)
+
+    def _operation(self, name: str, kind: type[Any], run: Callable[..., Awaitable[Any]]) -> Handler:
+        async def handler(params: dict[str, Any], client: Client) -> Any:
+            request = msgspec.convert(params, kind)
+            vm = self.vm
+            if request.dry_run:
+                return await run(vm, request, client.report)
+            try:
+                async with vm.turn(name):
+                    result = await run(vm, request, client.report)
+            except VmcoalError as error:
+                vm.metrics.operation(name, type(error).__name__)
+                raise
+            vm.metrics.operation(name, "ok")
+            return result
+
+        return handler
+
+    async def _status(self, params: dict[str, Any], client: Client) -> VmStatus:
+        return await vm_status(self.vm, controller_pid=os.getpid())
+
+    async def _metrics(self, params: dict[str, Any], client: Client) -> str:
+        return await self._exposition()
+
+    async def _wait(self, params: dict[str, Any], client: Client) -> VmStatus:
+        request = msgspec.convert(params, WaitRequest)
+        spec = self._spec
+        client.report(1, 2, f"start QEMU with {spec.accel} ({spec.accel_reason})")
+        await lifecycle.wait_for(
+            self._ready["qemu"], request.deadline, "QEMU did not start", f"vmcoal logs {spec.name} qemu"
+        )
+        vm = self.vm
+        if request.until == "agent":
+            client.report(2, 2, "wait for the guest")
+            await lifecycle.wait_for(
+                self._ready["agent"],
+                request.deadline,
+                "no agent answered in the guest",
+                f"the VM runs; see vmcoal logs {spec.name} console; without an agent nothing is verified",
+            )
+        if self._failure is not None:
+            raise self._failure
+        return await vm_status(vm, controller_pid=os.getpid())
+
+    async def _exec(self, params: dict[str, Any], client: Client) -> ExecResult:
+        request = msgspec.convert(params, ExecRequest)
+        agent = self.vm.agent
+        if agent is None:
+            raise UnreachableError(
+                f"no agent answers in {self._spec.name}", hint=f"vmcoal logs {self._spec.name} console, or vmcoal ssh"
+            )
+        command = GuestCommand(
+            argv=request.argv,
+            env=request.env,
+            cwd=request.cwd,
+            tty=request.tty,
+            rows=request.rows,
+            columns=request.columns,
+        )
+        end = await agent.exec(
+            command,
+            on_output=client.output,
+            stdin=client.inputs if request.stdin or request.tty else None,
+            deadline=request.deadline,
+        )
+        return ExecResult(code=end.code, signal=end.signal)
+
+    async def _offers(self, params: dict[str, Any], client: Client) -> list[LenderView]:
+        views = []
+        vm = self.vm
+        for record in lender_store().load():
+            view = LenderView(
+                name=record.name, address=f"{record.host}:{record.port}", grants=record.grants, reachable=False
+            )
+            try:
+                session = await vm.keeper.session(record.name, deadline=5.0)
+                link = await vm.keeper.measure(record.name, 5)
+                offer = await session.offer()
+                far = choose_node(vm.spec, vm.book.bound(), record.name, link_distance(link), None)
+            except ConflictError as error:
+                view = msgspec.structs.replace(view, reachable=True, error=str(error))
+            except VmcoalError as error:
+                view = msgspec.structs.replace(view, error=str(error))
+            else:
+                view = msgspec.structs.replace(
+                    view, reachable=True, offer=offer, link=link, distance=link_distance(link), node=far.node
+                )
+            views.append(view)
+        return views
+
+    async def _ping(self, params: dict[str, Any], client: Client) -> PingResult:
+        request = msgspec.convert(params, PingRequest)
+        vm = self.vm
+        record = vm.keeper.record(request.lender)
+        link = await vm.keeper.measure(record.name, max(1, min(1000, request.count)))
+        try:
+            far = choose_node(vm.spec, vm.book.bound(), record.name, link_distance(link), None)
+        except ConflictError:
+            far = None
+        return PingResult(
+            lender=record.name,
+            link=link,
+            distance=link_distance(link),
+            node=far.node if far else None,
+            node_distance=far.distance if far else None,
+        )
+
+    async def _shutdown(self, params: dict[str, Any], client: Client) -> ShutdownResult:
+        request = msgspec.convert(params, ShutdownRequest)
+        vm = self.vm
+        if request.force:
+            result = await lifecycle.power_off(vm, request, client.report)
+        else:
+            async with vm.turn("shutdown"):
+                result = await lifecycle.power_off(vm, request, client.report)
+        await lifecycle.end_holder(vm)
+        asyncio.get_running_loop().call_soon(self._ended.set)
+        return result
+
+    async def _close(self) -> None:
+        await self._server.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._vm is not None:
+            await self._vm.keeper.close()
+            if self._vm.agent is not None:
+                with contextlib.suppress(VmcoalError, OSError):
+                    await self._vm.agent.close()
+            self._vm.journal.close()
+            with contextlib.suppress(VmcoalError, OSError):
+                await self._vm.holder.close()
+        with contextlib.suppress(OSError):
+            self._folders.runtime.rmdir()

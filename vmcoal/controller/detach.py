@@ -1,0 +1,373 @@
+"""Detach: a contract with a deadline.
+
+room check → drain → offline → unplug confirmed → release, one loan after the other, newest first. A loan either leaves
+whole or is put back into use; what cannot leave in time is said, and only ``--force`` loses anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import msgspec
+
+from vmcoal.controller.api import DetachResult
+from vmcoal.controller.loans import Loan, attachments
+from vmcoal.controller.transaction import Progress, Transaction, transaction
+from vmcoal.controller.undo import undos
+from vmcoal.controller.vm import Vm, cpu_names
+from vmcoal.errors import NotFoundError, RefusedError, UnreachableError, UsageError, VmcoalError
+from vmcoal.machine import cpu, memory, virtio_mem
+from vmcoal.model.attachment import AttachmentState, DetachRequest, MemoryStyle, Plan, Step
+from vmcoal.model.guest import MemorySpan
+from vmcoal.model.lease import LeaseEvent, ResourceKind
+from vmcoal.model.machine import CpuMode
+from vmcoal.model.units import format_size
+from vmcoal.policy.admission import GRAIN
+from vmcoal.policy.placement import pick_dimms
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """One loan and how much of it leaves: ``cores`` of a vCPU loan, ``size`` bytes of a memory loan."""
+
+    loan: Loan
+    cores: tuple[int, ...] = ()
+    size: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of the loan remains."""
+        return self.size == self.loan.size if self.loan.is_memory else len(self.cores) == len(self.loan.cores)
+
+
+def choose(vm: Vm, request: DetachRequest) -> list[Leaving]:
+    """Return what leaves, in order: vCPUs before memory, newest first. Nothing is changed.
+
+    Raises `UsageError` for amounts that make no sense or are more than is attached, `NotFoundError` for a lender that
+    lends nothing.
+    """
+    if request.cpus < 0 or request.memory < 0:
+        raise UsageError("what is detached cannot be negative", hint="give --cpus and --memory positive values")
+    lenders = vm.book.lenders()
+    if not lenders:
+        raise NotFoundError(f"nothing is attached to {vm.spec.name}", hint=f"vmcoal attach {vm.spec.name}")
+    if request.lender is None and not request.everything and len(lenders) > 1:
+        raise UsageError(
+            "resources of several lenders are attached", hint=f"say --all, or which with --from: {', '.join(lenders)}"
+        )
+    if request.lender is not None and request.lender not in lenders:
+        raise NotFoundError(f"{request.lender} lends nothing to {vm.spec.name}", hint=f"these do: {', '.join(lenders)}")
+    chosen = lenders if request.everything else [request.lender or lenders[0]]
+    if request.cpus or request.memory:
+        if len(chosen) > 1:
+            raise UsageError("--all detaches everything", hint="give amounts with --from LENDER instead")
+        return _some(vm, chosen[0], request)
+    loans = [loan for lender in chosen for loan in vm.book.of(lender)]
+    leaving = [Leaving(x, x.cores, x.size) for x in reversed(loans) if x.state is not AttachmentState.PARKED]
+    return sorted(leaving, key=lambda x: x.loan.is_memory)
+
+
+def _some(vm: Vm, lender: str, request: DetachRequest) -> list[Leaving]:
+    leaving: list[Leaving] = []
+    if request.cpus:
+        loans = vm.book.of(lender, ResourceKind.CPU)
+        have = sum(len(x.cores) for x in loans)
+        if request.cpus > have:
+            raise UsageError(f"{request.cpus} vCPUs are more than the {have} attached", hint="see: vmcoal status")
+        rest = request.cpus
+        for loan in reversed(loans):
+            cores = loan.cores[max(0, len(loan.cores) - rest) :] if rest else ()
+            rest -= len(cores)
+            if cores:
+                leaving.append(Leaving(loan, cores))
+    if request.memory:
+        loans = vm.book.of(lender, ResourceKind.MEMORY)
+        granular = [x for x in loans if x.style is MemoryStyle.GRANULAR and x.size]
+        if granular and request.memory <= granular[0].size:
+            if request.memory % GRAIN:
+                raise UsageError(
+                    f"{format_size(request.memory)} is no multiple of {format_size(GRAIN)}",
+                    hint="granular memory has steps of 2M",
+                )
+            leaving.append(Leaving(granular[0], size=request.memory))
+        else:
+            dimms = {x.id: x.size for x in loans if x.style is not MemoryStyle.GRANULAR}
+            if granular and request.memory > sum(dimms.values()):
+                raise UsageError(
+                    f"{format_size(request.memory)} is more than is attached, or spans DIMMs and granular memory",
+                    hint="detach them one after the other, or all with --from and no amount",
+                )
+            by_id = {x.id: x for x in loans}
+            leaving += [Leaving(by_id[lease], size=by_id[lease].size) for lease in pick_dimms(dimms, request.memory)]
+    return leaving
+
+
+def plan(vm: Vm, request: DetachRequest, leaving: list[Leaving]) -> Plan:
+    """Return what `detach` would do, with the exact QMP commands."""
+    steps: list[Step] = []
+    for item in leaving:
+        loan = item.loan
+        if not loan.is_memory:
+            steps.append(Step("offline vCPUs", f"offline vCPUs {list(item.cores)} of node {loan.node}", "guest"))
+            if vm.spec.cpu_mode is CpuMode.HOTPLUG:
+                steps.append(
+                    Step(
+                        "unplug vCPUs",
+                        "unplug them",
+                        "QEMU",
+                        tuple(c for core in item.cores for c in cpu.plan_unplug(loan.node, core)),
+                    )
+                )
+        elif loan.style is MemoryStyle.GRANULAR:
+            rest = loan.size - item.size
+            steps.append(
+                Step(
+                    "shrink",
+                    f"shrink node {loan.node} to {format_size(rest)}",
+                    "QEMU",
+                    tuple(virtio_mem.plan_resize(loan.device, rest)),
+                )
+            )
+        else:
+            steps.append(Step("room", f"check that what is in the {format_size(loan.size)} fits elsewhere", "guest"))
+            steps.append(Step("offline memory", f"drain and offline {loan.device}", "guest"))
+            steps.append(
+                Step(
+                    "unplug memory",
+                    "unplug it and wait for the event",
+                    "QEMU",
+                    tuple(memory.plan_unplug(loan.device, loan.backend)),
+                )
+            )
+        steps.append(
+            Step(
+                "release",
+                f"give lease {loan.id} back" if item.whole else f"give a part of lease {loan.id} back",
+                loan.lease.lender,
+            )
+        )
+    return Plan("detach", f"detach {_total(leaving)} from {vm.spec.name}", tuple(steps))
+
+
+def _total(leaving: list[Leaving]) -> str:
+    cpus, size = sum(len(x.cores) for x in leaving), sum(x.size for x in leaving)
+    return " and ".join(filter(None, [cpus and f"{cpus} vCPUs", size and format_size(size)])) or "nothing"
+
+
+async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResult | Plan:
+    """Detach what ``request`` says within its deadline, or return the plan of it."""
+    leaving = choose(vm, request)
+    if request.dry_run:
+        return plan(vm, request, leaving)
+    notes: list[str] = []
+    seconds: dict[str, float] = {}
+    cpus = size = 0
+    ends = time.monotonic() + request.deadline
+    for number, item in enumerate(leaving):
+        try:
+            await _leave(
+                vm, item, request, max(0.001, ends - time.monotonic()), report, (number, len(leaving)), notes, seconds
+            )
+        except VmcoalError as error:
+            if request.force:
+                notes.append(await _force(vm, item.loan, error))
+            else:
+                if number:
+                    gone = f"{cpus} vCPUs and {format_size(size)} were detached before"
+                    error.left = "; ".join(filter(None, [error.left, gone]))
+                raise
+        cpus += len(item.cores)
+        size += item.size
+    lenders = list(dict.fromkeys(x.loan.lease.lender for x in leaving))
+    for lender in lenders:
+        await vm.keeper.forget(lender)
+    remaining = [loan for lender in lenders for loan in vm.book.of(lender)]
+    return DetachResult(
+        cpus_removed=cpus,
+        memory_removed=size,
+        remaining=attachments(remaining, vm.spec),
+        seconds=seconds,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+async def _leave(
+    vm: Vm,
+    item: Leaving,
+    request: DetachRequest,
+    deadline: float,
+    report: Progress,
+    place: tuple[int, int],
+    notes: list[str],
+    seconds: dict[str, float],
+) -> None:
+    started = time.monotonic()
+    number, count = place
+    kind = "memory" if item.loan.is_memory else "cpu"
+
+    def numbered(step: int, steps: int, text: str, fraction: float | None, detail: str | None) -> None:
+        report(number * steps + step, count * steps, text, fraction, detail)
+
+    try:
+        async with transaction(
+            vm.journal, undos(vm), "detach", request, steps=3, deadline=deadline, report=numbered
+        ) as trans:
+            vm.book.put(
+                msgspec.structs.replace(vm.book.get(item.loan.id) or item.loan, state=AttachmentState.DETACHING)
+            )
+            async with trans.step("drain", lease=item.loan.id):
+                await _tell(vm, item.loan)
+            if not item.loan.is_memory:
+                await _cpus_leave(vm, item, trans, notes)
+            elif item.loan.style is MemoryStyle.GRANULAR:
+                await _granular_leaves(vm, item, trans, notes)
+            else:
+                await _dimm_leaves(vm, item, trans, deadline)
+    except VmcoalError:
+        vm.metrics.unplugged(kind, "failed", time.monotonic() - started)
+        raise
+    vm.metrics.unplugged(kind, "ok", time.monotonic() - started)
+    for name, value in trans.seconds.items():
+        seconds[name] = seconds.get(name, 0.0) + value
+    current = vm.book.get(item.loan.id)
+    if item.whole and current is not None and current.state is not AttachmentState.PARKED:
+        notes.extend(await give_back(vm, current))
+
+
+async def _tell(vm: Vm, loan: Loan) -> None:
+    """Tell the lender that a drain began; a lender that does not answer does not hold it up."""
+    try:
+        session = await vm.keeper.session(loan.lease.lender, deadline=3.0)
+        await session.report(loan.id, loan.lease.epoch, LeaseEvent.DRAIN)
+    except VmcoalError as error:
+        log.warning("drain of %s: %s", loan.id, error)
+
+
+async def _cpus_leave(vm: Vm, item: Leaving, trans: Transaction, notes: list[str]) -> None:
+    loan = item.loan
+    trans.say(f"offline {len(item.cores)} vCPUs of node {loan.node}")
+    if vm.agent is not None:
+        async with trans.step("offline-cpus", node=loan.node, cores=item.cores):
+            await vm.agent.cpu_set(cpu_names(loan.node, item.cores), False, deadline=60.0)
+    elif vm.spec.cpu_mode is not CpuMode.HOTPLUG:
+        raise RefusedError(
+            "no agent answers in the guest, and without it a parked vCPU cannot be taken offline",
+            hint="as root in the guest: echo 0 > /sys/devices/system/cpu/cpuN/online, then detach with --force",
+        )
+    if vm.spec.cpu_mode is CpuMode.HOTPLUG:
+        trans.say("unplug them")
+        for core in item.cores:
+            async with trans.step("unplug-cpu", node=loan.node, core=core):
+                await cpu.unplug_cpu(vm.qmp, loan.node, core, deadline=30.0)
+    else:
+        notes.append("vCPUs are parked (offline), because QEMU cannot unplug them under TCG")
+    if not item.whole:
+        rest = tuple(core for core in loan.cores if core not in item.cores)
+        await _shrink_lease(vm, loan, len(rest))
+        current = vm.book.get(loan.id) or loan
+        vm.book.put(msgspec.structs.replace(current, cores=rest, state=AttachmentState.ATTACHED))
+
+
+async def _dimm_leaves(vm: Vm, item: Leaving, trans: Transaction, deadline: float) -> None:
+    loan = item.loan
+    trans.say(f"drain {format_size(loan.size)} of node {loan.node}")
+    dimm = await memory.find_dimm(vm.qmp, loan.device)
+    if vm.agent is not None:
+        span = MemorySpan(dimm.addr, dimm.size)
+        room = await vm.agent.room(span, deadline=15.0)
+        if not room.fits:
+            raise RefusedError(
+                f"{format_size(room.needed)} are in use there, {format_size(room.available)} are free elsewhere",
+                left="it is attached as before",
+                hint="free memory in the guest or attach other memory first; its kernel would kill programs",
+            )
+        async with trans.step("offline-memory", device=loan.device, start=dimm.addr, size=dimm.size):
+            await vm.agent.memory_set(
+                span,
+                False,
+                deadline=deadline,
+                progress=lambda done, total, note: trans.progress(done / max(1, total), f"{done} of {total} blocks"),
+            )
+    trans.say("unplug it")
+    async with trans.step("unplug-dimm", device=loan.device, backend=loan.backend):
+        await memory.unplug_dimm(vm.qmp, loan.device, loan.backend, deadline=deadline)
+
+
+async def _granular_leaves(vm: Vm, item: Leaving, trans: Transaction, notes: list[str]) -> None:
+    loan = item.loan
+    rest = loan.size - item.size
+    trans.say(f"shrink node {loan.node} to {format_size(rest)}")
+    async with trans.step("resize", device=loan.device, before=loan.size):
+        reached = await virtio_mem.resize(
+            vm.qmp,
+            loan.device,
+            rest,
+            deadline=30.0,
+            progress=lambda now: trans.progress(
+                min(1.0, (loan.size - now) / max(1, item.size)), f"{format_size(now)} left"
+            ),
+        )
+        if reached != rest:
+            raise RefusedError(
+                f"the guest let go of {format_size(loan.size - reached)} of {format_size(item.size)}",
+                hint="free memory in the guest, then detach again",
+            )
+    await _shrink_lease(vm, loan, rest)
+    current = msgspec.structs.replace(vm.book.get(loan.id) or loan, size=rest, state=AttachmentState.ATTACHED)
+    if rest == 0:
+        try:
+            await virtio_mem.unplug(vm.qmp, loan.device, loan.backend, deadline=15.0)
+        except RefusedError:
+            current = msgspec.structs.replace(current, state=AttachmentState.PARKED)
+            notes.append(
+                f"{loan.device} is empty but stays plugged until shutdown: this QEMU cannot unplug virtio-mem; "
+                "its lease holds no memory and is used again by the next --granular attach"
+            )
+    vm.book.put(current)
+
+
+async def _shrink_lease(vm: Vm, loan: Loan, committed: int) -> None:
+    try:
+        session = await vm.keeper.session(loan.lease.lender, deadline=5.0)
+        lease = await session.resize(loan.id, loan.lease.epoch, committed)
+    except UnreachableError as error:
+        log.warning("lease %s keeps its size: %s", loan.id, error)
+        return
+    vm.book.put(msgspec.structs.replace(vm.book.get(loan.id) or loan, lease=lease))
+
+
+async def give_back(vm: Vm, loan: Loan) -> list[str]:
+    """End what served a loan that QEMU no longer uses, release its lease, and forget it. Returns notes for people."""
+    notes: list[str] = []
+    if loan.is_memory:
+        await vm.engine.remove(loan.id, mapped_by=await vm.qemu_pid(), deadline=30.0)
+    try:
+        session = await vm.keeper.session(loan.lease.lender, deadline=5.0)
+        await session.release(loan.id, loan.lease.epoch)
+    except (UnreachableError, NotFoundError, RefusedError) as error:
+        notes.append(f"{loan.lease.lender} was not told ({error}); it takes the lease back when its time is over")
+    vm.book.drop(loan.id)
+    return notes
+
+
+async def _force(vm: Vm, loan: Loan, error: VmcoalError) -> str:
+    """Give a lease back although the guest still uses it."""
+    try:
+        session = await vm.keeper.session(loan.lease.lender, deadline=5.0)
+        await session.release(loan.id, loan.lease.epoch)
+    except VmcoalError as refused:
+        log.warning("release of %s: %s", loan.id, refused)
+    if not loan.is_memory:
+        vm.book.drop(loan.id)
+        return f"{error}; the lease was given back, the guest still has the vCPUs online on this host"
+    problem = (
+        f"lease {loan.id} was given back by force while the guest used it: its {format_size(loan.size)} are lost, "
+        "and whatever touches them stalls"
+    )
+    current = vm.book.get(loan.id) or loan
+    vm.book.put(msgspec.structs.replace(current, state=AttachmentState.DEGRADED, problem=problem))
+    return problem

@@ -1,0 +1,180 @@
+"""The controller's journal: intent before, outcome after each step.
+
+One append-only table in SQLite (WAL). A controller that was killed is followed by one that replays it: items say what
+is attached, operations without an end say what was under way and how far it had come.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vmcoal.errors import ExecutionError, PrerequisiteError
+
+VERSION = 1
+_COMPACT_ABOVE = 20_000
+
+_SCHEMA = """
+create table if not exists events (
+  seq integer primary key,
+  at real not null,
+  op integer not null,
+  kind text not null check (kind in ('begin', 'intent', 'done', 'undone', 'end', 'put', 'drop')),
+  name text not null,
+  data text not null
+)
+"""
+
+
+@dataclass
+class OpenStep:
+    """One step of an operation: its undo data, and how far it came."""
+
+    name: str
+    data: dict[str, Any]
+    done: bool = False
+
+
+@dataclass
+class OpenOperation:
+    """An operation that began and did not end."""
+
+    op: int
+    kind: str
+    request: dict[str, Any]
+    steps: list[OpenStep] = field(default_factory=list)
+
+
+class Journal:
+    """The journal of one VM. One writer, one process; every method may raise `ExecutionError` when the disk fails."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("pragma journal_mode = wal")
+            self._db.execute("pragma synchronous = normal")
+            version = self._db.execute("pragma user_version").fetchone()[0]
+            if version not in (0, VERSION):
+                raise PrerequisiteError(
+                    f"{path} was written by a vmcoal with journal version {version}, this one has {VERSION}",
+                    hint="use that vmcoal to shut the VM down",
+                )
+            self._db.execute(_SCHEMA)
+            self._db.execute(f"pragma user_version = {VERSION}")
+            self._next_op = 1 + (self._db.execute("select max(op) from events").fetchone()[0] or 0)
+        except sqlite3.Error as error:
+            raise PrerequisiteError(
+                f"cannot open the journal {path}: {error}",
+                hint="check that the state folder is writable and has space (vmcoal doctor)",
+            ) from error
+        self._compact()
+
+    def close(self) -> None:
+        """Close the file; later calls fail."""
+        self._db.close()
+
+    def _append(self, op: int, kind: str, name: str, data: Any) -> None:
+        text = msgspec.json.encode(data).decode()
+        try:
+            self._db.execute(
+                "insert into events (at, op, kind, name, data) values (?, ?, ?, ?, ?)",
+                (time.time(), op, kind, name, text),
+            )
+        except sqlite3.Error as error:
+            raise ExecutionError(
+                f"cannot write the journal {self._path}: {error}", hint="free space in the state folder, then try again"
+            ) from error
+
+    def begin(self, kind: str, request: Any) -> int:
+        """Open an operation and return its number."""
+        op, self._next_op = self._next_op, self._next_op + 1
+        self._append(op, "begin", kind, request)
+        return op
+
+    def intent(self, op: int, step: str, data: Any) -> None:
+        """Record that ``step`` is about to be done; ``data`` is what undoing it needs."""
+        self._append(op, "intent", step, data)
+
+    def done(self, op: int, step: str) -> None:
+        """Record that the newest ``step`` was done."""
+        self._append(op, "done", step, {})
+
+    def undone(self, op: int, step: str) -> None:
+        """Record that the newest ``step`` was undone."""
+        self._append(op, "undone", step, {})
+
+    def end(self, op: int, outcome: str) -> None:
+        """Close an operation: ``ok``, ``undone`` or ``failed``."""
+        self._append(op, "end", outcome, {})
+
+    def put(self, key: str, item: Any) -> None:
+        """Record an item's new content."""
+        self._append(0, "put", key, item)
+
+    def drop(self, key: str) -> None:
+        """Record that an item is gone."""
+        self._append(0, "drop", key, {})
+
+    def items(self) -> dict[str, Any]:
+        """Return every item as plain data, oldest first."""
+        found: dict[str, Any] = {}
+        for kind, name, data in self._db.execute(
+            "select kind, name, data from events where kind in ('put', 'drop') order by seq"
+        ):
+            if kind == "put":
+                found[name] = msgspec.json.decode(data)
+            else:
+                found.pop(name, None)
+        return found
+
+    def open_operations(self) -> list[OpenOperation]:
+        """Return the operations that did not end, oldest first, with the steps that are not undone."""
+        operations: dict[int, OpenOperation] = {}
+        rows = self._db.execute("select op, kind, name, data from events where op > 0 order by seq")
+        for op, kind, name, data in rows:
+            if kind == "begin":
+                operations[op] = OpenOperation(op, name, msgspec.json.decode(data))
+                continue
+            if kind == "end":
+                operations.pop(op, None)
+                continue
+            operation = operations.get(op)
+            if operation is None:
+                continue
+            if kind == "intent":
+                operation.steps.append(OpenStep(name, msgspec.json.decode(data)))
+                continue
+            newest = next((step for step in reversed(operation.steps) if step.name == name), None)
+            if newest is not None and kind == "done":
+                newest.done = True
+            elif newest is not None:
+                operation.steps.remove(newest)
+        return list(operations.values())
+
+    def history(self, limit: int = 50) -> list[dict[str, Any]]:
+        """Return the newest events, newest first, for people."""
+        rows = self._db.execute("select at, op, kind, name, data from events order by seq desc limit ?", (limit,))
+        return [
+            {"at": at, "op": op, "kind": kind, "name": name, "data": msgspec.json.decode(data)}
+            for at, op, kind, name, data in rows
+        ]
+
+    def _compact(self) -> None:
+        count = self._db.execute("select count(*) from events").fetchone()[0]
+        if count <= _COMPACT_ABOVE or self.open_operations():
+            return
+        items = self.items()
+        self._db.execute("begin")
+        self._db.execute("delete from events")
+        for key, item in items.items():
+            self._append(0, "put", key, item)
+        self._append(self._next_op, "begin", "compact", {})
+        self._append(self._next_op, "end", "ok", {})
+        self._db.execute("commit")
+        self._next_op += 1

@@ -1,0 +1,195 @@
+"""Keeps leases alive: one session for each lender, heartbeats, reconnection, and what it means when they stop.
+
+A broken link is not a lost lease. While it is down the loans of that lender are `unreachable` and the VM is degraded;
+when the same lender answers again within the grace, the leases resume in the same epoch. A lender that no longer knows
+a lease has given it away: its bytes are lost, and that is said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from vmcoal.controller.loans import Loan, LoanBook, link_changed
+from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UsageError, VmcoalError
+from vmcoal.fabric.identity import LenderRecord, borrower_identity, lender_store
+from vmcoal.fabric.messages import Granted, Notice, Revoke
+from vmcoal.fabric.session import LenderSession
+from vmcoal.model.attachment import AttachmentState
+from vmcoal.model.lease import LeaseState
+from vmcoal.model.link import Link
+from vmcoal.policy.distance import summarize
+
+log = logging.getLogger(__name__)
+
+_CONNECT = 10.0
+_RETRY_FIRST, _RETRY_MAX = 0.5, 5.0
+
+Relink = Callable[[Loan, Granted, str], Awaitable[None]]
+Revoked = Callable[[Revoke, str], None]
+Changed = Callable[[], None]
+
+
+class Keeper:
+    """The sessions and heartbeats of one VM."""
+
+    def __init__(self, vm: str, book: LoanBook, *, relink: Relink, revoked: Revoked, changed: Changed) -> None:
+        self._vm = vm
+        self._book = book
+        self._relink = relink
+        self._revoked = revoked
+        self._changed = changed
+        self._sessions: dict[str, LenderSession] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._beats: dict[str, asyncio.Task[None]] = {}
+        self._down_since: dict[str, float] = {}
+        self.links: dict[str, Link] = {}
+        self.notices: dict[str, str] = {}
+
+    def record(self, lender: str | None) -> LenderRecord:
+        """Return the paired lender called ``lender``, or the only one; raises `NotFoundError` or `UsageError`."""
+        records = {record.name: record for record in lender_store().load()}
+        if not records:
+            raise NotFoundError("no lender is paired", hint="on the lender: vmcoal lend pair; here: vmcoal pair HOST")
+        if lender is None:
+            if len(records) > 1:
+                names = ", ".join(sorted(records))
+                raise UsageError("several lenders are paired", hint=f"say which with --from: {names}")
+            return next(iter(records.values()))
+        if lender not in records:
+            names = ", ".join(sorted(records))
+            raise NotFoundError(f"no lender {lender} is paired", hint=f"paired: {names}; see also: vmcoal pair")
+        return records[lender]
+
+    async def session(self, lender: str, *, deadline: float = _CONNECT) -> LenderSession:
+        """Return the open session to ``lender``, connecting if there is none."""
+        async with self._locks.setdefault(lender, asyncio.Lock()):
+            session = self._sessions.get(lender)
+            if session is not None and not session.closed.done():
+                return session
+            self._sessions.pop(lender, None)
+            record = self.record(lender)
+            session = await LenderSession.connect(record, borrower_identity(), self._vm, deadline=deadline)
+            self._sessions[lender] = session
+            return session
+
+    async def measure(self, lender: str, count: int = 10) -> Link:
+        """Measure the link to ``lender`` with ``count`` round trips."""
+        session = await self.session(lender)
+        link = summarize(await session.sample_link(count))
+        self.links[lender] = link
+        return link
+
+    def watch(self, lender: str) -> None:
+        """Send heartbeats to ``lender`` from now on, as long as it lends something."""
+        task = self._beats.get(lender)
+        if task is None or task.done():
+            self._beats[lender] = asyncio.create_task(self._keep(lender), name=f"heartbeat {lender}")
+
+    def down_for(self, lender: str) -> float | None:
+        """Return for how many seconds ``lender`` has been unreachable, or ``None`` if it answers."""
+        since = self._down_since.get(lender)
+        return None if since is None else time.monotonic() - since
+
+    async def close(self) -> None:
+        """End heartbeats and sessions; leases stay as they are."""
+        beats = list(self._beats.values())
+        for task in beats:
+            task.cancel()
+        await asyncio.gather(*beats, return_exceptions=True)
+        self._beats.clear()
+        for session in self._sessions.values():
+            with contextlib.suppress(VmcoalError, OSError):
+                await session.close()
+        self._sessions.clear()
+
+    async def forget(self, lender: str) -> None:
+        """Close the session to a lender that lends nothing any more."""
+        if self._book.of(lender):
+            return
+        task = self._beats.pop(lender, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        self._down_since.pop(lender, None)
+
+    async def _keep(self, lender: str) -> None:
+        retry = _RETRY_FIRST
+        while self._book.of(lender):
+            try:
+                session = await self.session(lender)
+                if self._down_since.pop(lender, None) is not None or self._stale(lender):
+                    await self._resume(lender, session)
+                retry = _RETRY_FIRST
+                await self._beat(lender, session)
+            except (VmcoalError, OSError) as error:
+                self._lost(lender, error)
+                await asyncio.sleep(retry)
+                retry = min(retry * 2, _RETRY_MAX)
+
+    def _stale(self, lender: str) -> bool:
+        return any(loan.lease.state is LeaseState.UNREACHABLE for loan in self._book.of(lender))
+
+    async def _beat(self, lender: str, session: LenderSession) -> None:
+        """Renew until the session ends; raises what ended it."""
+        listener = asyncio.create_task(self._listen(lender, session))
+        try:
+            while self._book.of(lender):
+                asked = {loan.id: loan.lease.epoch for loan in self._book.of(lender)}
+                known = {lease.id for lease in await session.renew(list(asked.items()))}
+                for lease in asked.keys() - known:
+                    self._gone(lease)
+                beat = min((loan.lease.terms.heartbeat for loan in self._book.of(lender)), default=0.0)
+                done, _ = await asyncio.wait({listener}, timeout=beat)
+                if done:
+                    listener.result()
+                    return
+        finally:
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
+
+    async def _listen(self, lender: str, session: LenderSession) -> None:
+        async for message in session.events():
+            if isinstance(message, Revoke):
+                self._revoked(message, lender)
+            elif isinstance(message, Notice):
+                self.notices[lender] = message.text
+                self._changed()
+        await session.closed
+
+    def _lost(self, lender: str, error: Exception) -> None:
+        if lender not in self._down_since:
+            log.warning("lender %s: %s", lender, error)
+            self._down_since[lender] = time.monotonic()
+        for loan in self._book.of(lender):
+            self._book.put(link_changed(loan, up=False))
+        self._changed()
+
+    async def _resume(self, lender: str, session: LenderSession) -> None:
+        for loan in self._book.of(lender):
+            try:
+                granted = await session.resume(loan.id, loan.lease.epoch)
+            except (NotFoundError, RefusedError, ConflictError):
+                self._gone(loan.id)
+                continue
+            if loan.is_memory and granted.memory is not None:
+                await self._relink(loan, granted, session.peer_address)
+            back = link_changed(self._book.get(loan.id) or loan, up=True)
+            self._book.put(msgspec.structs.replace(back, problem=None))
+        log.info("lender %s is back", lender)
+        self._changed()
+
+    def _gone(self, lease: str) -> None:
+        loan = self._book.get(lease)
+        if loan is None or loan.problem is not None or loan.state is AttachmentState.ATTACHING:
+            return
+        lost = f"its {loan.size >> 20} MiB are lost" if loan.is_memory else "its vCPUs were given to somebody else"
+        problem = f"{loan.lease.lender} no longer holds lease {lease}: {lost}"
+        log.error("%s", problem)
+        self._book.put(msgspec.structs.replace(loan, problem=problem, state=AttachmentState.DEGRADED))
+        self._changed()

@@ -1,0 +1,178 @@
+"""A VM from launch to end: boot, adopt, power off, and what is cleaned up when QEMU is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+
+import msgspec
+
+from vmcoal.backends.fuse import FuseEngine
+from vmcoal.controller.api import ShutdownRequest, ShutdownResult
+from vmcoal.controller.detach import give_back
+from vmcoal.controller.journal import Journal
+from vmcoal.controller.keeper import Changed, Keeper, Relink, Revoked
+from vmcoal.controller.loans import LoanBook
+from vmcoal.controller.transaction import Progress
+from vmcoal.controller.vm import QEMU, Vm, cpu_names
+from vmcoal.errors import DeadlineError, ExecutionError, NotFoundError, PrerequisiteError, UnreachableError, VmcoalError
+from vmcoal.guest.channel import connect_agent
+from vmcoal.holding.client import Holder
+from vmcoal.layout import VmFolders
+from vmcoal.machine.launch import HolderLauncher
+from vmcoal.metrics.controller import ControllerMetrics
+from vmcoal.model.machine import CpuMode, KernelBoot, MachineSpec
+
+log = logging.getLogger(__name__)
+
+_LAUNCH_DEADLINE = 30.0
+
+
+def load_spec(folders: VmFolders) -> MachineSpec:
+    """Return the spec in ``machine.json``; raises `NotFoundError` or `PrerequisiteError`."""
+    name = folders.state.name
+    try:
+        return msgspec.json.decode(folders.spec.read_bytes(), type=MachineSpec)
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no VM {name}", hint=f"vmcoal status; vmcoal boot {name}") from None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise PrerequisiteError(
+            f"cannot read {folders.spec}: {error}", hint=f"vmcoal rm {name}, then boot again"
+        ) from error
+
+
+def save_spec(spec: MachineSpec, folders: VmFolders) -> None:
+    """Write ``machine.json`` atomically; raises `PrerequisiteError`."""
+    draft = folders.spec.with_suffix(".new")
+    try:
+        draft.write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n")
+        draft.chmod(0o600)
+        draft.replace(folders.spec)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise PrerequisiteError(
+            f"cannot write {folders.spec}: {error.strerror}", hint="check the space and mode of the state folder"
+        ) from error
+
+
+async def assemble(
+    spec: MachineSpec, folders: VmFolders, holder: Holder, *, relink: Relink, revoked: Revoked, changed: Changed
+) -> Vm:
+    """Put the parts of a VM together; nothing is started."""
+    journal = Journal(folders.journal)
+    book = LoanBook(journal)
+    return Vm(
+        spec=spec,
+        folders=folders,
+        journal=journal,
+        book=book,
+        holder=holder,
+        launcher=HolderLauncher(holder, folders),
+        engine=FuseEngine(holder, folders),
+        keeper=Keeper(spec.name, book, relink=relink, revoked=revoked, changed=changed),
+        metrics=ControllerMetrics(spec.name),
+    )
+
+
+async def launch(vm: Vm, report: Progress) -> None:
+    """Start QEMU and connect its monitor."""
+    report(1, 2, f"start QEMU ({vm.spec.accel}: {vm.spec.accel_reason})", None, None)
+    vm.monitor = await vm.launcher.launch(vm.spec, deadline=_LAUNCH_DEADLINE)
+    vm.state = "running"
+
+
+async def connect_guest(vm: Vm, *, deadline: float) -> None:
+    """Wait for the guest's agent, then settle what only the guest can: park far vCPUs that are present from boot."""
+    agent = await connect_agent(vm.folders, deadline=deadline)
+    if vm.spec.cpu_mode is CpuMode.PARKED and not isinstance(vm.spec.boot, KernelBoot):
+        for far in vm.spec.far_nodes:
+            unlent = set(range(far.cpus)) - vm.book.cores(far.node)
+            with contextlib.suppress(VmcoalError):
+                await agent.cpu_set(cpu_names(far.node, unlent), False, deadline=60.0)
+    vm.agent = agent
+
+
+async def power_off(vm: Vm, request: ShutdownRequest, report: Progress) -> ShutdownResult:
+    """Power the guest off, by its agent and the power button, then by ending QEMU; give everything back."""
+    name = vm.spec.name
+    how = "forced"
+    report(1, 3, "power the guest off" if not request.force else "end QEMU", None, None)
+    vm.state = "stopping"
+    if not request.force:
+        how = await _ask(vm)
+        try:
+            await vm.holder.wait(QEMU, deadline=request.deadline)
+        except (DeadlineError, UnreachableError, NotFoundError):
+            how = "forced" if await vm.launcher.exit_status() is None else how
+    if await vm.launcher.exit_status() is None:
+        await vm.launcher.kill(grace=5.0)
+    report(2, 3, "give back what was borrowed", None, None)
+    released = await clean_up(vm)
+    report(3, 3, f"{name} is off", None, None)
+    status = await vm.launcher.exit_status()
+    return ShutdownResult(how=how, exit_code=None if status is None else status.get("code"), released=tuple(released))
+
+
+async def _ask(vm: Vm) -> str:
+    if vm.agent is not None:
+        try:
+            await vm.agent.poweroff(deadline=5.0)
+        except VmcoalError as error:
+            log.warning("poweroff through the agent: %s", error)
+        else:
+            return "agent"
+    if vm.monitor is not None:
+        with contextlib.suppress(Exception):
+            await vm.monitor.execute("system_powerdown", deadline=5.0)
+    return "guest"
+
+
+async def clean_up(vm: Vm) -> list[str]:
+    """After QEMU ended: end what served its memory, release every lease. Returns the leases given back."""
+    released: list[str] = []
+    for loan in vm.book:
+        try:
+            for note in await give_back(vm, loan):
+                log.warning("%s", note)
+        except VmcoalError as error:
+            log.warning("lease %s: %s", loan.id, error)
+            vm.book.drop(loan.id)
+        released.append(loan.id)
+    for operation in vm.journal.open_operations():
+        vm.journal.end(operation.op, "failed")
+    await vm.keeper.close()
+    return released
+
+
+async def end_holder(vm: Vm) -> None:
+    """End the holder with whatever still runs under it; it ends by itself when QEMU does."""
+    with contextlib.suppress(VmcoalError, OSError):
+        await vm.holder.shutdown(grace=5.0)
+    for name in ("qmp_socket", "agent_socket", "qga_socket", "console_socket", "holder_socket"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(getattr(vm.folders, name))  # noqa: PTH108
+    with contextlib.suppress(OSError):
+        vm.folders.runtime.rmdir()
+
+
+async def qemu_failure(vm: Vm) -> ExecutionError:
+    """Return the error that says how QEMU ended."""
+    status = await vm.launcher.exit_status() or {}
+    how = f"signal {status['signal']}" if status.get("signal") else f"exit code {status.get('code')}"
+    stderr = str(status.get("stderr") or "").strip()
+    last = stderr.splitlines()[-1] if stderr else "it wrote nothing to stderr"
+    return ExecutionError(
+        f"QEMU of {vm.spec.name} ended with {how}: {last}",
+        hint=f"vmcoal logs {vm.spec.name} qemu; then vmcoal boot {vm.spec.name}",
+        **status,
+    )
+
+
+async def wait_for(condition: asyncio.Event, deadline: float, what: str, hint: str) -> None:
+    """Wait for an event; raises `DeadlineError`."""
+    try:
+        await asyncio.wait_for(condition.wait(), deadline)
+    except TimeoutError:
+        raise DeadlineError(f"{what} within {deadline:g} s", hint=hint) from None

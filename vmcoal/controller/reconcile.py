@@ -1,0 +1,56 @@
+"""What a new controller does with what its predecessor left: compare, then finish or undo.
+
+An attach that did not end is undone. A detach is finished where QEMU has let go already, and put back where it has not.
+Whatever is booked is compared with what QEMU has plugged; what is gone is told, never papered over.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from vmcoal.controller.detach import give_back
+from vmcoal.controller.transaction import undo_steps
+from vmcoal.controller.undo import undos
+from vmcoal.controller.vm import Vm
+from vmcoal.errors import VmcoalError
+from vmcoal.machine.describe import describe
+from vmcoal.model.attachment import AttachmentState
+
+log = logging.getLogger(__name__)
+
+
+async def reconcile(vm: Vm) -> list[str]:
+    """Finish or undo what was under way and return a line for each thing done or found wrong.
+
+    QEMU's monitor must be connected; the guest's agent is used where it answers.
+    """
+    told: list[str] = []
+    plugged = await describe(vm.qmp, vm.spec)
+    for operation in vm.journal.open_operations():
+        if operation.kind == "detach":
+            # A step whose device QEMU no longer has must not be taken back; the loop below finishes it.
+            gone = {loan.id for loan in vm.book if loan.is_memory and loan.device not in plugged.devices}
+            operation.steps = [step for step in operation.steps if step.data.get("lease") not in gone]
+        left = await undo_steps(vm.journal, undos(vm), operation.op, operation.steps)
+        vm.journal.end(operation.op, "failed" if left else "undone")
+        told.append(
+            f"{operation.kind} was interrupted and " + (f"could not be undone: {'; '.join(left)}" if left else "undone")
+        )
+    for loan in vm.book:
+        if loan.is_memory and loan.device not in plugged.devices:
+            try:
+                told += [f"lease {loan.id} had left the guest and was given back", *await give_back(vm, loan)]
+            except VmcoalError as error:
+                told.append(f"lease {loan.id} could not be given back: {error}")
+            continue
+        problem = await vm.engine.health(loan.id) if loan.is_memory else None
+        if problem is not None:
+            vm.book.put(msgspec.structs.replace(loan, problem=problem, state=AttachmentState.DEGRADED))
+            told.append(f"lease {loan.id}: {problem}")
+        elif loan.state in (AttachmentState.ATTACHING, AttachmentState.DETACHING):
+            vm.book.put(msgspec.structs.replace(loan, state=AttachmentState.ATTACHED))
+    for line in told:
+        log.warning("reconcile: %s", line)
+    return told

@@ -1,0 +1,125 @@
+"""Starts controllers: for a boot, and for a VM that lost its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+from vmcoal.controller.api import Progress, WaitRequest
+from vmcoal.controller.client import call
+from vmcoal.controller.lifecycle import save_spec
+from vmcoal.controller.status import tail
+from vmcoal.errors import ConflictError, DeadlineError, ExecutionError
+from vmcoal.layout import VmFolders, vm_folders
+from vmcoal.model.machine import MachineSpec
+from vmcoal.model.status import VmStatus
+
+_LISTEN_DEADLINE = 20.0
+
+
+async def start_controller(
+    name: str,
+    spec: MachineSpec,
+    *,
+    on_progress: Callable[[Progress], None],
+    until: str = "agent",
+    deadline: float = 120.0,
+) -> VmStatus:
+    """Write the spec of VM ``name``, start its controller in the background and wait until the guest answers.
+
+    ``until`` and ``deadline`` as in `WaitRequest`. Raises what the boot failed with; `ConflictError` if it runs.
+    """
+    folders = vm_folders(name)
+    folders.make()
+    if folders.holder_socket.exists() or folders.control_socket.exists():
+        await _refuse_running(name, folders)
+    save_spec(spec, folders)
+    await _spawn(folders, "--boot")
+    return await asyncio.to_thread(
+        call,
+        folders.control_socket,
+        "wait",
+        WaitRequest(until=until, deadline=deadline),
+        result=VmStatus,
+        peer=f"the controller of VM {name}",
+        on_progress=on_progress,
+        deadline=deadline + 10.0,
+    )
+
+
+async def ensure_controller(name: str) -> None:
+    """Start a controller for a VM whose own has died; it finishes or undoes what was under way before it answers."""
+    folders = vm_folders(name)
+    await _spawn(folders)
+    await asyncio.to_thread(
+        call,
+        folders.control_socket,
+        "wait",
+        WaitRequest(until="qemu", deadline=60.0),
+        result=VmStatus,
+        peer=f"the controller of VM {name}",
+        deadline=70.0,
+    )
+
+
+async def _refuse_running(name: str, folders: VmFolders) -> None:
+    for path in (folders.control_socket, folders.holder_socket):
+        kind = 1 if path == folders.control_socket else 5
+        if await asyncio.to_thread(_answers, str(path), kind):
+            raise ConflictError(f"{name} runs already", hint=f"vmcoal status {name}, or boot another: vmcoal boot NAME")
+
+
+def _answers(path: str, kind: int) -> bool:
+    import socket
+
+    with socket.socket(socket.AF_UNIX, kind) as probe, contextlib.suppress(OSError):
+        probe.settimeout(2.0)
+        probe.connect(path)
+        return True
+    return False
+
+
+async def _spawn(folders: VmFolders, *options: str) -> None:
+    """Start ``python -m vmcoal.controller`` detached, and return when its socket listens."""
+    name = folders.state.name
+    read, write = os.pipe()
+    try:
+        with open(folders.controller_log, "ab") as log:  # noqa: PTH123, ASYNC230
+            child = subprocess.Popen(  # noqa: ASYNC220
+                [sys.executable, "-m", "vmcoal.controller", name, "--ready-fd", str(write), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(write,),
+                start_new_session=True,
+                cwd="/",
+            )
+    finally:
+        os.close(write)
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+    loop.add_reader(read, lambda: ready.done() or ready.set_result(os.read(read, 1)))
+    try:
+        async with asyncio.timeout(_LISTEN_DEADLINE):
+            answered = await ready
+    except TimeoutError:
+        child.kill()
+        raise DeadlineError(
+            f"the controller of {name} did not start within {_LISTEN_DEADLINE:g} s",
+            hint=f"vmcoal logs {name} controller",
+        ) from None
+    finally:
+        loop.remove_reader(read)
+        os.close(read)
+    if not answered:
+        code = await asyncio.to_thread(child.wait, 5)
+        raise ExecutionError(
+            f"the controller of {name} ended with exit code {code}: {tail(folders.controller_log, 1)}",
+            hint=f"vmcoal logs {name} controller",
+            log=tail(folders.controller_log),
+        )
+    child.returncode = 0  # it is on its own now; its exit status is not ours to wait for

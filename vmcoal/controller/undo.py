@@ -1,0 +1,120 @@
+"""How each journaled step is undone, from the plain data it was begun with.
+
+Used when an operation fails and when a new controller finds one that its predecessor did not end. Every undo is
+idempotent and asks QEMU, the guest or the lender what is there before it takes it away.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+
+from vmcoal.controller.transaction import Undo
+from vmcoal.controller.vm import Vm, cpu_names
+from vmcoal.errors import NotFoundError, RefusedError, UnreachableError
+from vmcoal.machine import cpu, memory, virtio_mem
+from vmcoal.model.attachment import AttachmentState
+from vmcoal.model.guest import MemorySpan
+from vmcoal.model.lease import LeaseEvent, ResourceKind
+from vmcoal.model.machine import CpuMode
+
+log = logging.getLogger(__name__)
+
+_DEADLINE = 30.0
+
+
+def undos(vm: Vm) -> dict[str, Undo]:
+    """Return the undo of each step, bound to ``vm``. A step that is missing here needs none."""
+
+    async def lease(data: dict[str, Any]) -> None:
+        # A request is idempotent by its token: asking again names the lease, also for one granted to a dead controller.
+        granted = vm.granted.pop(data["token"], None)
+        try:
+            session = await vm.keeper.session(data["lender"])
+            if granted is None:
+                reply = await session.request(
+                    ResourceKind(data["kind"]),
+                    data["amount"],
+                    committed=data["committed"],
+                    token=data["token"],
+                    deadline=_DEADLINE,
+                )
+                granted = reply.lease.id, reply.lease.epoch
+            await session.release(*granted)
+        except (RefusedError, NotFoundError):
+            return  # it was never granted, or is gone already
+        except UnreachableError as error:
+            log.warning("%s: its lease ends by itself when its time to live is over", error)
+
+    async def book(data: dict[str, Any]) -> None:
+        vm.book.drop(data["lease"])
+
+    async def serve(data: dict[str, Any]) -> None:
+        await vm.engine.remove(data["lease"], mapped_by=await vm.qemu_pid(), deadline=_DEADLINE)
+
+    async def plug_dimm(data: dict[str, Any]) -> None:
+        await memory.ensure_unplugged(vm.qmp, data["device"], data["backend"], deadline=_DEADLINE)
+
+    async def online_memory(data: dict[str, Any]) -> None:
+        if vm.agent is not None:
+            await vm.agent.memory_set(MemorySpan(data["start"], data["size"]), False, deadline=_DEADLINE)
+
+    async def offline_memory(data: dict[str, Any]) -> None:
+        if vm.agent is not None and await memory.has_device(vm.qmp, data["device"]):
+            await vm.agent.memory_set(MemorySpan(data["start"], data["size"]), True, deadline=_DEADLINE)
+
+    async def plug_virtio_mem(data: dict[str, Any]) -> None:
+        await virtio_mem.ensure_unplugged(vm.qmp, data["device"], data["backend"], deadline=_DEADLINE)
+
+    async def resize(data: dict[str, Any]) -> None:
+        if await memory.has_device(vm.qmp, data["device"]):
+            await virtio_mem.resize(vm.qmp, data["device"], data["before"], deadline=_DEADLINE)
+
+    async def commit(data: dict[str, Any]) -> None:
+        session = await vm.keeper.session(data["lender"])
+        await session.resize(data["lease"], data["epoch"], data["before"])
+
+    async def plug_cpu(data: dict[str, Any]) -> None:
+        # Under TCG device_del of a vCPU kills QEMU: there it stays, parked, for the next attach.
+        if vm.spec.cpu_mode is CpuMode.HOTPLUG:
+            await cpu.ensure_unplugged(vm.qmp, data["node"], data["core"], deadline=_DEADLINE)
+
+    async def online_cpus(data: dict[str, Any]) -> None:
+        if vm.agent is not None:
+            await vm.agent.cpu_set(cpu_names(data["node"], data["cores"]), False, deadline=_DEADLINE)
+
+    async def offline_cpus(data: dict[str, Any]) -> None:
+        if vm.agent is not None:
+            await vm.agent.cpu_set(cpu_names(data["node"], data["cores"]), True, deadline=_DEADLINE)
+
+    async def drain(data: dict[str, Any]) -> None:
+        loan = vm.book.get(data["lease"])
+        if loan is None:
+            return
+        loan = msgspec.structs.replace(loan, state=AttachmentState.ATTACHED)
+        vm.book.put(loan)
+        try:
+            session = await vm.keeper.session(loan.lease.lender)
+            reply = await session.report(loan.id, loan.lease.epoch, LeaseEvent.PLUGGED)
+        except (UnreachableError, RefusedError) as error:
+            log.warning("%s", error)
+        else:
+            vm.book.put(msgspec.structs.replace(loan, lease=reply))
+
+    return {
+        "lease": lease,
+        "book": book,
+        "serve": serve,
+        "plug-dimm": plug_dimm,
+        "online-memory": online_memory,
+        "offline-memory": offline_memory,
+        "plug-virtio-mem": plug_virtio_mem,
+        "resize": resize,
+        "commit": commit,
+        "plug-cpu": plug_cpu,
+        "online-cpus": online_cpus,
+        "offline-cpus": offline_cpus,
+        "drain": drain,
+    }

@@ -1,0 +1,93 @@
+"""One VM in the controller's hands: what the operations share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from vmcoal.backends.base import MemoryEngine
+from vmcoal.controller.journal import Journal
+from vmcoal.controller.keeper import Keeper
+from vmcoal.controller.loans import LoanBook
+from vmcoal.errors import ConflictError, UnreachableError
+from vmcoal.guest.channel import Agent
+from vmcoal.holding.client import Holder
+from vmcoal.layout import VmFolders
+from vmcoal.machine.seam import Launcher, Monitor
+from vmcoal.metrics.controller import ControllerMetrics
+from vmcoal.model.guest import CpuName
+from vmcoal.model.machine import MachineSpec
+
+log = logging.getLogger(__name__)
+
+QEMU = "qemu"
+"""The holder's id of the QEMU process."""
+
+
+def cpu_names(node: int, cores: Iterable[int]) -> list[CpuName]:
+    """Return how the guest's agent is told of vCPU slots ``cores`` of far node ``node``: a node is a socket."""
+    return [CpuName(socket=node, core=core) for core in cores]
+
+
+@dataclass
+class Vm:
+    """The parts of one running VM. ``monitor`` and ``agent`` are ``None`` while they do not answer."""
+
+    spec: MachineSpec
+    folders: VmFolders
+    journal: Journal
+    book: LoanBook
+    holder: Holder
+    launcher: Launcher
+    engine: MemoryEngine
+    keeper: Keeper
+    metrics: ControllerMetrics
+    monitor: Monitor | None = None
+    agent: Agent | None = None
+    state: str = "starting"
+    operation: str | None = None
+    granted: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Lease and epoch by the token of the request, for undoing it without asking again."""
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def qmp(self) -> Monitor:
+        """The monitor; raises `UnreachableError` while QEMU does not answer."""
+        if self.monitor is None:
+            raise UnreachableError(f"QEMU of {self.spec.name} does not answer", hint=f"vmcoal status {self.spec.name}")
+        return self.monitor
+
+    async def qemu_pid(self) -> int | None:
+        """Return QEMU's pid, or ``None`` if it does not run."""
+        for child in await self.holder.list():
+            if child.id == QEMU and child.state == "running":
+                return child.pid
+        return None
+
+    @asynccontextmanager
+    async def turn(self, operation: str) -> AsyncIterator[None]:
+        """Let one operation change the VM at a time; another one is told which is under way."""
+        if self._turn.locked():
+            raise ConflictError(
+                f"{self.spec.name} is busy: {self.operation}",
+                hint="wait for it, or interrupt the command that began it",
+            )
+        async with self._turn:
+            self.operation = operation
+            try:
+                yield
+            finally:
+                self.operation = None
+
+    @asynccontextmanager
+    async def queued_turn(self, operation: str) -> AsyncIterator[None]:
+        """Like `turn`, but wait for the operation under way: for what the controller begins by itself."""
+        async with self._turn:
+            self.operation = operation
+            try:
+                yield
+            finally:
+                self.operation = None
