@@ -1,9 +1,9 @@
-"""What a lender answers on its control socket, in the words of `vmcoal.controller.api` (Call, Progress, Result, Failure).
+"""What a lender answers on its control socket, in the words of `vmcoal.controller.api` (Call, Progress, Result).
 
 Methods, with the type of ``params`` → the type of the result:
 
     status     –               → LenderStatus
-    pair       PairRequest     → BorrowerView   the first Progress carries the code in ``detail``; a hang-up closes the window
+    pair       PairRequest     → BorrowerView   Progress carries the code in ``detail``; a hang-up closes the window
     borrowers  –               → tuple[BorrowerView, ...]
     forget     ForgetRequest   → ReclaimResult  the borrower's leases are taken back, its key is refused from now on
     cordon     –               → LenderStatus
@@ -12,8 +12,9 @@ Methods, with the type of ``params`` → the type of the result:
     stop       DrainRequest    → ReclaimResult  drains, then ends the lender and its holder
     metrics    –               → str (Prometheus text exposition)
 
-``python -m vmcoal.lending NAME --cpus N --memory BYTES [--listen ADDRESS] [--metrics ADDRESS] [--ready-fd N]`` runs a lender in the
-foreground; one byte on ``--ready-fd`` says that it answers. Without ``--cpus`` and ``--memory`` it lends what it lent last.
+``python -m vmcoal.lending NAME --cpus N --memory BYTES [--listen ADDRESS] [--metrics ADDRESS] [--ready-fd N]`` runs a
+lender in the foreground; one byte on ``--ready-fd`` says that it answers. Without ``--cpus`` and ``--memory`` it lends
+what it lent last.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from vmcoal.model.lease import Lease, Offer, ResourceKind
 
 
 class LenderStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One lender. ``addresses`` it listens on, ``host:port``; ``pairing`` seconds that its pairing window is still open, or
-    ``None``; ``uptime`` in seconds; ``degraded`` each with its next step."""
+    """One lender. ``addresses`` it listens on, ``host:port``; ``pairing`` seconds that its pairing window is still open,
+    or ``None``; ``uptime`` in seconds; ``degraded`` each with its next step."""
 
     name: str
     addresses: tuple[str, ...]
@@ -41,8 +42,8 @@ class LenderStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PairRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Open the pairing window for ``seconds`` and one borrower. ``grants`` what it may borrow; ``name`` what it is called here,
-    or ``None`` for the name it gives itself."""
+    """Open the pairing window for ``seconds`` and one borrower. ``grants`` what it may borrow; ``name`` what it is
+    called here, or ``None`` for the name it gives itself."""
 
     grants: tuple[ResourceKind, ...] = (ResourceKind.MEMORY,)
     name: str | None = None
@@ -50,8 +51,8 @@ class PairRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class BorrowerView(msgspec.Struct, frozen=True, kw_only=True):
-    """One paired borrower: its key's ``fingerprint``, ``paired_at`` seconds since the epoch, whether a session of it is open,
-    and its live leases."""
+    """One paired borrower: its key's ``fingerprint``, ``paired_at`` seconds since the epoch, whether a session of it is
+    open, and its live leases."""
 
     name: str
     fingerprint: str
