@@ -146,7 +146,7 @@ def plan(vm: Vm, request: AttachRequest, journey: Journey) -> Plan:
             steps.append(Step("plug vCPUs", f"plug {request.cpus} vCPUs into node {far.node}", "QEMU", plugs))
         steps.append(Step("online vCPUs", f"online them (engine {request.engine}, {vm.spec.cpu_mode})", "guest"))
     steps.append(Step("verify", "compare with the guest's own /sys", "guest"))
-    what = " and ".join(filter(None, [_vcpus(request.cpus), request.memory and format_size(request.memory)]))
+    what = amounts(request.cpus, request.memory)
     return Plan("attach", f"attach {what} from {lender} to node {far.node} of {vm.spec.name}", tuple(steps))
 
 
@@ -190,8 +190,16 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
     )
 
 
+def amounts(cpus: int, memory: int) -> str:
+    """Return ``2 vCPUs and 512 MiB``, leaving out what is zero."""
+    parts = [_vcpus(cpus)] if cpus else []
+    if memory:
+        parts.append(format_size(memory))
+    return " and ".join(parts) or "nothing"
+
+
 def _vcpus(count: int) -> str:
-    return f"{count} vCPU{'s' if count != 1 else ''}" if count else ""
+    return f"{count} vCPU{'s' if count != 1 else ''}"
 
 
 def _capacity(vm: Vm, request: AttachRequest, far: FarNode) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from vmcoal.controller.api import DetachResult
+from vmcoal.controller.attach import amounts
 from vmcoal.controller.loans import Loan, attachments
 from vmcoal.controller.transaction import Progress, Transaction, transaction
 from vmcoal.controller.undo import undos
@@ -150,12 +151,8 @@ def plan(vm: Vm, request: DetachRequest, leaving: list[Leaving]) -> Plan:
                 loan.lease.lender,
             )
         )
-    return Plan("detach", f"detach {_total(leaving)} from {vm.spec.name}", tuple(steps))
-
-
-def _total(leaving: list[Leaving]) -> str:
     cpus, size = sum(len(x.cores) for x in leaving), sum(x.size for x in leaving)
-    return " and ".join(filter(None, [cpus and f"{cpus} vCPUs", size and format_size(size)])) or "nothing"
+    return Plan("detach", f"detach {amounts(cpus, size)} from {vm.spec.name}", tuple(steps))
 
 
 async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResult | Plan:
@@ -177,7 +174,7 @@ async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResu
                 notes.append(await _force(vm, item.loan, error))
             else:
                 if number:
-                    gone = f"{cpus} vCPUs and {format_size(size)} were detached before"
+                    gone = f"{amounts(cpus, size)} were detached before"
                     error.left = "; ".join(filter(None, [error.left, gone]))
                 raise
         cpus += len(item.cores)

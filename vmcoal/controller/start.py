@@ -101,8 +101,13 @@ async def _spawn(folders: VmFolders, *options: str) -> None:
     finally:
         os.close(write)
     loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(read, lambda: ready.done() or ready.set_result(os.read(read, 1)))
+    ready: asyncio.Future[bytes] = loop.create_future()
+
+    def readable() -> None:
+        if not ready.done():
+            ready.set_result(os.read(read, 1))
+
+    loop.add_reader(read, readable)
     try:
         async with asyncio.timeout(_LISTEN_DEADLINE):
             answered = await ready
