@@ -7,11 +7,12 @@ vCPU engine into a place to run. It declares its properties as data, and plannin
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
 from vmcoal.model.lease import Lease, MemoryServer
+from vmcoal.model.lease import MemoryRegion as MemoryRegion
 
 
 class EngineTraits(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,20 +32,6 @@ class EngineTraits(msgspec.Struct, frozen=True, kw_only=True):
     same_host_only: bool = False
     missing: str | None = None
     remedy: str | None = None
-
-
-class MemoryRegion(msgspec.Struct, frozen=True, kw_only=True):
-    """A prepared region.
-
-    ``backend`` the QOM type and ``props`` for ``object-add`` (``mem-path``, ``size``, ``share``, …); ``children`` the
-    holder's ids of the processes behind it.
-    """
-
-    lease: str
-    size: int
-    backend: str
-    props: dict[str, Any]
-    children: tuple[str, ...]
 
 
 class MemoryEngine(Protocol):

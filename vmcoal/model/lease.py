@@ -7,6 +7,7 @@ gone, the bytes are kept until the negotiated grace is over, and the same epoch 
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 import msgspec
 
@@ -197,3 +198,17 @@ class MemoryServer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __repr__(self) -> str:
         return f"MemoryServer(port={self.port}, export={self.export!r}, psk=…)"
+
+
+class MemoryRegion(msgspec.Struct, frozen=True, kw_only=True):
+    """Borrowed bytes as a file of this host that QEMU can map.
+
+    ``backend`` the QOM type and ``props`` for ``object-add`` (``mem-path``, ``size``, ``share``, …); ``children`` the
+    holder's ids of the processes behind it.
+    """
+
+    lease: str
+    size: int
+    backend: str
+    props: dict[str, Any]
+    children: tuple[str, ...]
