@@ -11,9 +11,8 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from vmcoal_qmp import Event, EventStream
-
 from vmcoal.model.machine import MachineSpec
+from vmcoal_qmp import Event, EventStream
 
 
 class Monitor(Protocol):
