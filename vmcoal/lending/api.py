@@ -25,8 +25,8 @@ from vmcoal.model.lease import Lease, Offer, ResourceKind
 
 
 class LenderStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One lender. ``addresses`` it listens on, ``host:port``; ``pairing`` seconds that its pairing window is still open,
-    or ``None``; ``uptime`` in seconds; ``degraded`` each with its next step."""
+    """One lender. ``addresses`` it listens on, ``host:port``; ``pairing`` seconds that its pairing window is still
+    open, or ``None``; ``uptime`` in seconds; ``degraded`` each with its next step."""
 
     name: str
     addresses: tuple[str, ...]
