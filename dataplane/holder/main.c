@@ -152,15 +152,14 @@ static int detach(void)
 	return ends[1];
 }
 
-static void tell_ready(int fd)
+/* False where nobody is left to hear it. */
+static bool tell_ready(int fd)
 {
-	ssize_t ignored;
+	bool told = fd < 0 || write(fd, "", 1) == 1;
 
-	if (fd < 0)
-		return;
-	ignored = write(fd, "", 1);
-	(void)ignored;
-	close(fd);
+	if (fd >= 0)
+		close(fd);
+	return told;
 }
 
 struct signals {
@@ -202,7 +201,7 @@ static bool signals_open(struct signals *signals, struct holder *holder)
 	return signals->source.fd >= 0 && !loop_add(&holder->loop, &signals->source);
 }
 
-static bool open_everything(struct holder *holder, struct signals *signals, const struct options *options)
+static int open_everything(struct holder *holder, struct signals *signals, const struct options *options)
 {
 	struct rlimit files, all;
 
@@ -220,18 +219,18 @@ static bool open_everything(struct holder *holder, struct signals *signals, cons
 	store_init(&holder->store);
 	if (loop_open(&holder->loop) < 0) {
 		perror("vmcoal-holder: epoll");
-		return false;
+		return EXIT_FAILURE;
 	}
 	children_init(&holder->children, &holder->loop, &files);
 	holder->children.ended = holder_child_ended;
 	holder->exits = log_open(&holder->children.logs, options->exits, EXITS_LIMIT);
 	if (!holder->exits) {
 		fprintf(stderr, "vmcoal-holder: cannot write %s: %s\n", options->exits, strerror(errno));
-		return false;
+		return EXIT_FAILURE;
 	}
 	if (!signals_open(signals, holder)) {
 		perror("vmcoal-holder: signalfd");
-		return false;
+		return EXIT_FAILURE;
 	}
 	return server_open(holder, options->socket);
 }
@@ -255,15 +254,16 @@ int main(int argc, char **argv)
 	struct options options = {.name = "holder", .ready_fd = -1, .idle_seconds = 60};
 	static struct holder holder;
 	struct signals signals = {0};
-	int detached = -1;
+	int detached = -1, failure;
 
 	if (!parse_options(argc, argv, &options))
 		return 2;
 	close_strays(options.ready_fd);
 	if (options.detach)
 		detached = detach();
-	if (!open_everything(&holder, &signals, &options))
-		return 1;
+	failure = open_everything(&holder, &signals, &options);
+	if (failure)
+		return failure;
 	if (options.detach) {
 		int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
@@ -274,7 +274,8 @@ int main(int argc, char **argv)
 		close(null);
 	}
 	tell_ready(options.ready_fd);
-	tell_ready(detached);
+	/* A starter that was killed meanwhile has nobody who knows of this holder. */
+	holder.done = !tell_ready(detached);
 
 	for (holder_review(&holder); !holder.done; holder_review(&holder))
 		loop_turn(&holder.loop);

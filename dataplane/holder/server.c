@@ -55,18 +55,14 @@ static bool send_packet(int socket, const struct reply *reply, int fd)
 
 void server_broadcast(struct holder *holder, const struct reply *event)
 {
-	struct connection *connection = LIST_FIRST(&holder->connections);
+	struct connection *connection;
 
-	while (connection) {
-		struct connection *next = LIST_NEXT(connection, link);
-
-		/* Only marked here: the broadcast may come from within a request of this very connection. */
+	LIST_FOREACH (connection, &holder->connections, link)
 		if (connection->watching && !send_packet(connection->source.fd, event, -1)) {
+			/* Freed later, by the end that it now reads: this may be within a request of its own. */
 			connection->watching = false;
 			shutdown(connection->source.fd, SHUT_RDWR);
 		}
-		connection = next;
-	}
 }
 
 static struct child *need_child(struct holder *holder, const struct request *request, struct refusal *why)
@@ -354,7 +350,7 @@ static void listener_ready(struct source *source)
 }
 
 /* One holder a folder: the lock on the socket's folder, kept for life, lets a stale socket be replaced without a race. */
-static bool lock_folder(const char *path)
+static int lock_folder(const char *path)
 {
 	char folder[sizeof((struct sockaddr_un *)0)->sun_path];
 	AUTO_CLOSE int fd = -1;
@@ -364,54 +360,56 @@ static bool lock_folder(const char *path)
 	fd = open(*folder ? folder : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0) {
 		fprintf(stderr, "vmcoal-holder: cannot open folder %s: %s\n", folder, strerror(errno));
-		return false;
+		return EXIT_FAILURE;
 	}
 	if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
 		fprintf(stderr, "vmcoal-holder: another holder serves folder %s\n", folder);
-		return false;
+		return EXIT_TAKEN;
 	}
 	take_fd(&fd);
-	return true;
+	return 0;
 }
 
-bool server_open(struct holder *holder, const char *path)
+static int listen_at(const char *path)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	AUTO_CLOSE int fd = -1;
-	struct stat old;
+	AUTO_CLOSE int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	mode_t mask;
 	int bound;
 
-	if (path[0] != '/' || strlen(path) >= sizeof address.sun_path) {
-		fprintf(stderr, "vmcoal-holder: the socket must be an absolute path of at most %zu bytes\n",
-			sizeof address.sun_path - 1);
-		return false;
-	}
-	if (!lock_folder(path))
-		return false;
 	strcpy(address.sun_path, path);
-	if (!lstat(path, &old) && !S_ISSOCK(old.st_mode)) {
-		fprintf(stderr, "vmcoal-holder: %s exists and is not a socket\n", path);
-		return false;
-	}
-	unlink(path);
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	mask = umask(0177);
 	bound = fd < 0 ? -1 : bind(fd, (struct sockaddr *)&address, sizeof address);
 	umask(mask);
-	if (bound < 0 || listen(fd, 128) < 0) {
-		fprintf(stderr, "vmcoal-holder: cannot listen at %s: %s\n", path, strerror(errno));
-		return false;
+	return bound < 0 || listen(fd, 128) < 0 ? -1 : take_fd(&fd);
+}
+
+int server_open(struct holder *holder, const char *path)
+{
+	struct stat old;
+	int taken;
+
+	if (path[0] != '/' || strlen(path) >= sizeof((struct sockaddr_un *)0)->sun_path) {
+		fprintf(stderr, "vmcoal-holder: the socket must be an absolute path of at most %zu bytes\n",
+			sizeof((struct sockaddr_un *)0)->sun_path - 1);
+		return EXIT_FAILURE;
 	}
-	holder->listener.fd = fd;
+	taken = lock_folder(path);
+	if (taken)
+		return taken;
+	if (!lstat(path, &old) && !S_ISSOCK(old.st_mode)) {
+		fprintf(stderr, "vmcoal-holder: %s exists and is not a socket\n", path);
+		return EXIT_FAILURE;
+	}
+	unlink(path);
 	holder->listener.ready = listener_ready;
-	holder->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
-	if (loop_add(&holder->loop, &holder->listener) < 0) {
-		fprintf(stderr, "vmcoal-holder: cannot watch the socket: %s\n", strerror(errno));
-		return false;
+	holder->listener.fd = listen_at(path);
+	if (holder->listener.fd < 0 || loop_add(&holder->loop, &holder->listener) < 0) {
+		fprintf(stderr, "vmcoal-holder: cannot listen at %s: %s\n", path, strerror(errno));
+		return EXIT_FAILURE;
 	}
-	take_fd(&fd);
-	return true;
+	holder->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	return 0;
 }
 
 void server_close(struct holder *holder)
