@@ -67,7 +67,7 @@ SYSCTLS = {
 
 
 class CallError(Exception):
-    """A call that fails: ``code`` an errno name, or unsupported, bad_args, unknown_call, no_session."""
+    """A call that fails: ``code`` an errno name, or unsupported, unseen, bad_args, unknown_call, no_session."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -542,7 +542,7 @@ def call_cpu_set(system: System, args: Item, until: float, step: Step) -> Item:
                     done += 1
                     item = {"number": number, "socket": socket_id, "core": core, "node": None, "online": False}
                     where = f"CPU {number}" if number is not None else f"the CPU of socket {socket_id}, core {core}"
-                    item.update(error="ENODEV", message=f"{where} has not appeared", want=[number, socket_id, core])
+                    item.update(error="unseen", message=f"{where} has not appeared", want=[number, socket_id, core])
                     step(done, total, item)
                 return {}
 
@@ -592,12 +592,11 @@ def call_memory_set(system: System, args: Item, until: float, step: Step) -> Ite
     while online and (len(blocks) < expected if expected is not None else not blocks):
         if not pause(0.01, until):
             seen = f"{len(blocks)} of {expected} blocks have" if expected is not None else "no block has"
-            raise CallError("ENODEV", f"{seen} appeared")
+            raise CallError("unseen", f"{seen} appeared")
         blocks, expected = system.blocks_of(args)
     if not online:
         # The highest first: the kernel hands out low ones first, so these are the ones most likely to be free.
         blocks.reverse()
-    margin = until - 0.25
     total = len(blocks)
     done = 0
     errors: dict[int, Item] = {}
@@ -623,7 +622,7 @@ def call_memory_set(system: System, args: Item, until: float, step: Step) -> Ite
         if not blocks:
             break
         step(done, total, None, note=f"{len(blocks)} of {total} blocks are busy; trying again")
-        if not pause(delay, margin):
+        if not pause(delay, until):
             break
         delay = min(delay * 2, 1.0)
     for number in sorted(errors):
@@ -853,7 +852,8 @@ def run_worker(system: System, name: str, args: Item, pipe: int) -> None:
             say({key: value for key, value in frame.items() if value is not None})
 
         try:
-            answer: Item = {"ok": JOBS[name](system, args, time.monotonic() + deadline, step)}
+            until = time.monotonic() + deadline - min(0.25, deadline / 10)
+            answer: Item = {"ok": JOBS[name](system, args, until, step)}
         except CallError as error:
             answer = {"error": {"code": error.code, "message": error.message}}
         except OSError as error:

@@ -25,7 +25,8 @@ BLOCK = 128 << 20
 def load_agent() -> ModuleType:
     """Import the agent from its file."""
     spec = importlib.util.spec_from_file_location("vmcoal_agent", AGENT)
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["vmcoal_agent"] = module
     spec.loader.exec_module(module)

@@ -32,6 +32,7 @@ OnOutput = Callable[[int, bytes], Awaitable[None]]
 _WINDOW = 128 * 1024
 _INPUT_CHUNK = 32 * 1024
 _COMMAND_MAX = 192 * 1024
+_UNSEEN = "does the guest's kernel take hotplug? see `vmcoal doctor` and `vmcoal console`"
 _UPDATE = "install the agent that comes with this vmcoal in the guest (guest-agent/README.md)"
 
 
@@ -85,12 +86,9 @@ class VmcoalAgent:
             done, failed = answers.cpus(error.details.get("items", []))
             raise _told(error, done, failed, total, f"CPUs are {state}") from error
         done, failed = answers.cpus(items)
-        unseen = [one for one in failed if one.error == "ENODEV"]
+        unseen = [one for one in failed if one.error == "unseen"]
         if failed and len(unseen) == len(failed):
-            late = DeadlineError(
-                f"{unseen[0].what} has not appeared in the guest within {deadline:g} s",
-                hint="does the guest's kernel take CPU hotplug? see `vmcoal doctor` and `vmcoal console`",
-            )
+            late = DeadlineError(f"{unseen[0].what} has not appeared in the guest within {deadline:g} s", hint=_UNSEEN)
             raise _told(late, done, failed, total, f"CPUs are {state}")
         if failed:
             raise _refusal(done, failed, f"CPUs are {state}")
@@ -285,6 +283,8 @@ def _translate(error: AgentError, name: str, deadline: float) -> VmcoalError:
             hint="try again with a longer deadline, or look at `vmcoal console`",
             items=error.items,
         )
+    if error.code == "unseen":
+        return DeadlineError(f"{error.message} in the guest within {deadline:g} s", hint=_UNSEEN)
     hint = {"unknown_call": _UPDATE, "unsupported": "this guest's kernel cannot do it"}.get(error.code)
     return RefusedError(f"the guest refuses: {error.message}", hint=hint, code=error.code, items=error.items)
 
