@@ -85,7 +85,7 @@ class ExitEvent(ExitStatus):
 
 @dataclass(frozen=True, kw_only=True)
 class ChildStatus:
-    """A child the holder knows. ``restarts`` so far; ``code`` and ``signal`` of its last end; ``dropped`` bytes of output
+    """A child the holder knows. ``restarts`` so far; ``code``, ``signal`` of its last end; ``dropped`` bytes of output
     were lost because the disk did not take them."""
 
     id: str
