@@ -1,0 +1,294 @@
+"""The servers of memory leases: one tmpfs file and one nbdkit each, under the lender's holder.
+
+The bytes are reserved when the lease is granted, so what is lent is really there. The listening socket is made here and
+handed to nbdkit; the holder keeps it, so a killed nbdkit comes back on the same port with the same bytes, and a client
+that retries loses nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from pathlib import Path
+
+from vmcoal.backends import nbd
+from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, PrerequisiteError, RefusedError
+from vmcoal.holding.children import ChildSpec, Restart
+from vmcoal.holding.client import Holder
+from vmcoal.host.facts import Host
+from vmcoal.layout import LenderFolders, make_private, shm_home
+from vmcoal.lending import cgroup
+from vmcoal.lending.book import Entry
+from vmcoal.model.lease import MemoryServer
+from vmcoal.model.units import format_size
+
+THREADS = 8
+"""Requests that one connection may have under way; the borrower's proxy has several connections."""
+
+_CHUNK = 256 << 20
+_RESTARTS = 100
+_START = 5.0
+_GRACE = 1.0
+
+
+class MemoryServers:
+    """Starts, finds and ends the servers of one lender.
+
+    ``host`` is the address they listen on (``None``: all); ``ports`` the data ports to choose from (empty: any);
+    ``cgroups`` the folder of their groups, or ``None``.
+    """
+
+    def __init__(
+        self,
+        holder: Holder,
+        folders: LenderFolders,
+        *,
+        host: str | None,
+        ports: range = range(0),
+        cgroups: Path | None = None,
+    ) -> None:
+        self._holder = holder
+        self._folders = folders
+        self._host = host
+        self._ports = ports
+        self._cgroups = cgroups
+
+    async def start(self, entry: Entry) -> MemoryServer:
+        """Reserve the bytes of a requested lease and serve them.
+
+        Raises `ExecutionError` if the bytes are not there or nbdkit does not start; nothing is left behind then.
+        """
+        lease = entry.lease.id
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(self.stop, entry)
+            psk = nbd.new_psk()
+            nbd.write_psk(self._psk_file(lease), lease, psk)
+            await self._reserve(entry)
+            port = await self._serve(entry, 0)
+            undo.pop_all()
+        return self._describe(entry, port, psk)
+
+    async def find(self, entry: Entry) -> MemoryServer:
+        """Return the server of a granted lease, started again on its port if it does not run.
+
+        Raises `NotFoundError` if the bytes or the key are gone, `ConflictError` if another program has the port.
+        """
+        lease = entry.lease.id
+        psk = self._read_psk(lease)
+        if psk is None or not self.file(entry).exists():
+            raise NotFoundError(f"the bytes of lease {lease} are gone")
+        if not await self.runs(lease):
+            await self._end_child(lease)
+            await self._serve(entry, entry.port)
+        return self._describe(entry, entry.port, psk)
+
+    def describe(self, entry: Entry) -> MemoryServer | None:
+        """Return how to reach the server of a granted lease, or ``None`` if its key is gone."""
+        psk = self._read_psk(entry.lease.id)
+        return None if psk is None else self._describe(entry, entry.port, psk)
+
+    async def runs(self, lease: str) -> bool:
+        """Return whether the holder keeps the server of ``lease`` alive."""
+        return any(child.id == _child(lease) and child.live for child in await self._holder.list())
+
+    async def stop(self, entry: Entry) -> None:
+        """End a lease's server and give its bytes back. Idempotent; raises `DeadlineError` if it does not end."""
+        lease = entry.lease.id
+        await self._end_child(lease)
+        nbd.remove_file(self.file(entry))
+        nbd.remove_file(self._psk_file(lease))
+        for log in (self._log(lease), self._log(lease).with_suffix(".log.1")):
+            nbd.remove_file(log)
+        if self._cgroups is not None:
+            cgroup.remove_group(self._cgroups / lease)
+
+    async def sweep(self, entries: list[Entry]) -> list[str]:
+        """End servers that belong to none of ``entries``; return their ids.
+
+        Bytes are removed by `stop` alone: every file's lease is in the journal before the file is made, and another
+        lender of this user may have files beside them.
+        """
+        leases = {entry.lease.id for entry in entries}
+        found = []
+        for child in await self._holder.list():
+            lease = child.id.removeprefix(_PREFIX)
+            if child.id.startswith(_PREFIX) and lease not in leases:
+                await self._end_child(lease)
+                nbd.remove_file(self._psk_file(lease))
+                found.append(child.id)
+        return found
+
+    def file(self, entry: Entry) -> Path:
+        """Return the tmpfs file of a lease's bytes."""
+        return self._folders.memory(entry.lease.id, entry.generation)
+
+    def resident(self, entry: Entry) -> int:
+        """Return the bytes of a lease that are really in memory; 0 if there are none."""
+        try:
+            return self.file(entry).stat().st_blocks * 512
+        except FileNotFoundError:
+            return 0
+
+    # Steps
+
+    async def _reserve(self, entry: Entry) -> None:
+        lease, file = entry.lease, self.file(entry)
+        make_private(shm_home())
+        available = Host().memory_available()
+        if lease.committed > available:
+            raise RefusedError(
+                f"only {format_size(available)} of memory are free here now, and {format_size(lease.committed)} were "
+                "asked for",
+                host=lease.lender,
+                hint="ask for less, or another lender",
+            )
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, lease.amount)
+            if lease.committed == lease.amount:
+                await _allocate(descriptor, lease.amount)
+        except OSError as error:
+            raise ExecutionError(
+                f"{format_size(lease.amount)} cannot be reserved in {file.parent}: {error.strerror}",
+                host=lease.lender,
+                hint="lend less, or make the tmpfs larger: mount -o remount,size=… /dev/shm",
+            ) from error
+        finally:
+            os.close(descriptor)
+
+    async def _serve(self, entry: Entry, port: int) -> int:
+        lease, log = entry.lease.id, self._log(entry.lease.id)
+        with self._listen(port) as listener:
+            port = int(listener.getsockname()[1])
+            argv = nbd.server_argv(self.file(entry), self._export(entry), self._psk_file(lease), threads=THREADS)
+            group = self._cgroups and cgroup.lease_group(self._cgroups, lease, entry.lease.amount)
+            spec = ChildSpec(
+                id=_child(lease),
+                argv=argv,
+                env=nbd.child_env(1),
+                fds={3: listener.fileno()},
+                stdout=log,
+                stderr=log,
+                log_limit=256 * 1024,
+                restart=Restart.ON_FAILURE,
+                restart_max=_RESTARTS,
+                cgroup=group or None,
+            )
+            ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            unwatch = await self._holder.watch(
+                lambda event: ended.set_result(None) if event.id == spec.id and not ended.done() else None
+            )
+            try:
+                await self._holder.spawn(spec)
+                await self._greeted(lease, listener, ended)
+            except BaseException:
+                await asyncio.shield(self._end_child(lease))
+                raise
+            finally:
+                unwatch()
+        return port
+
+    def _listen(self, port: int) -> socket.socket:
+        """Return a listening socket on ``port``, or on a free one of the data ports if it is 0."""
+        candidates = [port] if port else list(self._ports) or [0]
+        for candidate in candidates:
+            try:
+                return listen(self._host, candidate)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise PrerequisiteError(
+                        f"cannot listen on {self._host or 'any address'}: {error.strerror}",
+                        hint="list the addresses: ip -brief address",
+                    ) from error
+        raise ConflictError(
+            f"port {port} is taken" if port else f"no data port of {self._ports.start}-{self._ports.stop - 1} is free",
+            hint="end what listens there: ss -ltnp",
+        )
+
+    async def _greeted(self, lease: str, listener: socket.socket, ended: asyncio.Future[None]) -> None:
+        """Return when nbdkit greets on its socket: it has read its key, opened its file and joined its group."""
+        greeting = asyncio.ensure_future(_read_greeting(listener))
+        try:
+            await asyncio.wait((greeting, ended), timeout=_START, return_when=asyncio.FIRST_COMPLETED)
+            if greeting.done() and not ended.done() and greeting.result():
+                return
+        except OSError:
+            pass
+        finally:
+            greeting.cancel()
+            await asyncio.gather(greeting, return_exceptions=True)
+        raise ExecutionError(
+            f"the memory server of lease {lease} " + ("ended at its start" if ended.done() else "does not answer"),
+            stderr=self._tail(lease),
+            hint="see what nbdkit said",
+        )
+
+    async def _end_child(self, lease: str) -> None:
+        with contextlib.suppress(NotFoundError):
+            await self._holder.stop(_child(lease), _GRACE)
+            await self._holder.forget(_child(lease))
+
+    # Small things
+
+    def _describe(self, entry: Entry, port: int, psk: str) -> MemoryServer:
+        return MemoryServer(port=port, export=self._export(entry), psk_identity=entry.lease.id, psk=psk)
+
+    def _export(self, entry: Entry) -> str:
+        return nbd.export_name(entry.lease.id, entry.lease.epoch, entry.generation)
+
+    def _psk_file(self, lease: str) -> Path:
+        return self._folders.runtime / f"{lease}.psk"
+
+    def _read_psk(self, lease: str) -> str | None:
+        try:
+            return self._psk_file(lease).read_text().strip().partition(":")[2] or None
+        except FileNotFoundError:
+            return None
+
+    def _log(self, lease: str) -> Path:
+        return self._folders.state / f"{_child(lease)}.log"
+
+    def _tail(self, lease: str) -> str:
+        try:
+            return self._log(lease).read_text(errors="replace")[-1000:].strip()
+        except FileNotFoundError:
+            return ""
+
+
+_PREFIX = "serve-"
+
+
+def _child(lease: str) -> str:
+    return f"{_PREFIX}{lease}"
+
+
+def listen(host: str | None, port: int) -> socket.socket:
+    """Return a listening TCP socket on ``host`` (``None``: every address, IPv4 and IPv6); raises `OSError`."""
+    if host is None and socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, backlog=64, dualstack_ipv6=True)
+    info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(info[4][:2], family=info[0], backlog=64)
+
+
+async def _allocate(descriptor: int, size: int) -> None:
+    """Reserve every page of a file, a piece at a time so that it can be cancelled."""
+    for start in range(0, size, _CHUNK):
+        await asyncio.to_thread(os.posix_fallocate, descriptor, start, min(_CHUNK, size - start))
+
+
+async def _read_greeting(listener: socket.socket) -> bool:
+    """Connect to a listening socket and return whether an NBD server greets (NBD protocol, fixed newstyle)."""
+    address = listener.getsockname()
+    host = {"::": "::1", "0.0.0.0": "127.0.0.1"}.get(address[0], address[0])  # noqa: S104 - compared, not bound
+    reader, writer = await asyncio.open_connection(host, address[1])
+    try:
+        return (await reader.readexactly(16)) == b"NBDMAGICIHAVEOPT"
+    except asyncio.IncompleteReadError:
+        return False
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
