@@ -1,13 +1,13 @@
-"""The command line of QEMU, word by word. Regenerate: VMCOAL_REGENERATE=1 pytest tests/unit/test_machine_argv.py"""
+"""The command line of QEMU, word by word; regenerate with ``pytest --regenerate``."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from framework.golden import check_golden
 from vmcoal.layout import VmFolders
 from vmcoal.machine.argv import CHANNELS, kernel_arguments, mac_address, mmio_reserve, qemu_argv
 from vmcoal.machine.spec import bus_spacing
@@ -62,13 +62,9 @@ def lines(argv: list[str]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_golden(case: str) -> None:
+def test_golden(case: str, request: pytest.FixtureRequest) -> None:
     text = lines(qemu_argv(CASES[case], FOLDERS, FDS))
-    golden = GOLDEN / f"{case}.txt"
-    if os.environ.get("VMCOAL_REGENERATE"):
-        GOLDEN.mkdir(exist_ok=True)
-        golden.write_text(text)
-    assert text == golden.read_text()
+    check_golden(GOLDEN / f"{case}.txt", text, request.config.getoption("--regenerate"))
 
 
 @pytest.mark.parametrize("case", CASES)
