@@ -119,6 +119,8 @@ async def _ask(vm: Vm) -> str:
     if vm.agent is not None:
         try:
             await vm.agent.poweroff(deadline=5.0)
+        except UnreachableError:
+            return "agent"  # it went down before it could answer
         except VmcoalError as error:
             log.warning("poweroff through the agent: %s", error)
         else:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _CALL_DEADLINE = 10.0
 _SEND_DEADLINE = 30.0
+_CLOSE_DEADLINE = 60.0
 
 
 class Client:
@@ -84,6 +85,7 @@ class ControlServer:
         self._what = what
         self._server: asyncio.Server | None = None
         self._calls: set[asyncio.Task[None]] = set()
+        self._work: set[asyncio.Future[Any]] = set()
 
     async def start(self) -> None:
         """Listen. A socket that nobody answers is replaced; raises `ConflictError` if somebody does."""
@@ -105,13 +107,16 @@ class ControlServer:
             raise PrerequisiteError(f"cannot listen on {self._path}: {error.strerror}") from error
 
     async def close(self) -> None:
-        """Stop listening and cancel the calls under way; their operations are undone first."""
+        """Stop listening and cancel what is under way; its operations are undone and its callers told first."""
         if self._server is not None:
             self._server.close()
-        calls = list(self._calls)
-        for task in calls:
-            task.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
+        for work in list(self._work):
+            work.cancel()
+        if self._calls:
+            _, late = await asyncio.wait(self._calls, timeout=_CLOSE_DEADLINE)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -153,6 +158,8 @@ class ControlServer:
 
     async def _run(self, handler: Handler, call: Call, client: Client) -> Result | Failure:
         work = asyncio.ensure_future(handler(call.params, client))
+        self._work.add(work)
+        work.add_done_callback(self._work.discard)
         pump = asyncio.create_task(client.pump())
         try:
             await asyncio.wait({work, pump}, return_when=asyncio.FIRST_COMPLETED)
