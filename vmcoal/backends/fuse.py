@@ -21,7 +21,7 @@ import msgspec
 
 from vmcoal.backends import mounts, nbd
 from vmcoal.backends.base import EngineTraits, MemoryRegion, runtime_file
-from vmcoal.errors import DeadlineError, ExecutionError, NotFoundError, PrerequisiteError
+from vmcoal.errors import DeadlineError, ExecutionError, NotFoundError, PrerequisiteError, UnreachableError
 from vmcoal.holding.client import ChildSpec, Holder
 from vmcoal.layout import VmFolders
 from vmcoal.model.lease import Lease, MemoryServer
@@ -210,7 +210,8 @@ class FuseEngine:
     async def _end_child(self, child: str, deadline: float) -> None:
         try:
             async with asyncio.timeout(deadline):
-                with contextlib.suppress(NotFoundError):
+                # A holder that is gone took its children with it.
+                with contextlib.suppress(NotFoundError, UnreachableError):
                     await self._holder.stop(child, grace=0)
                     await self._holder.forget(child)
         except TimeoutError as error:
