@@ -6,7 +6,7 @@ import click
 
 from vmcoal.cli.app import Command
 from vmcoal.cli.config import load_config
-from vmcoal.cli.output import note, print_json, print_plan
+from vmcoal.cli.output import note, print_json, print_plan, vcpus
 from vmcoal.cli.params import (
     COUNT,
     LENDER,
@@ -103,7 +103,7 @@ def attached_line(name: str, result: AttachResult) -> str:
     engines = sorted({cpu.engine.value for cpu in at.cpus})
     gained = []
     if result.cpus_added:
-        gained.append(f"{_vcpus(result.cpus_added)} (engine {'/'.join(engines)})")
+        gained.append(f"{vcpus(result.cpus_added)} (engine {'/'.join(engines)})")
     if result.memory_added:
         gained.append(format_size(result.memory_added))
     took = f" in {format_duration(sum(result.seconds.values()))}" if result.seconds else ""
@@ -113,10 +113,6 @@ def attached_line(name: str, result: AttachResult) -> str:
         f"VM {name} gained {' and '.join(gained) or 'nothing'} from {at.lender}: node {at.node}, "
         f"distance {at.distance}{rtt}; {sure}{took}"
     )
-
-
-def _vcpus(count: int) -> str:
-    return f"{count} vCPU" + ("" if count == 1 else "s")
 
 
 @click.command(
@@ -174,12 +170,12 @@ def detach(
         return
     gave = []
     if result.cpus_removed:
-        gave.append(_vcpus(result.cpus_removed))
+        gave.append(vcpus(result.cpus_removed))
     if result.memory_removed:
         gave.append(format_size(result.memory_removed))
     took = f" in {format_duration(sum(result.seconds.values()))}" if result.seconds else ""
     click.echo(f"VM {name} gave back {' and '.join(gave) or 'nothing'}{took}")
     for at in result.remaining:
-        left = [_vcpus(len(at.cpus))] if at.cpus else []
+        left = [vcpus(len(at.cpus))] if at.cpus else []
         left += [format_size(sum(memory.size for memory in at.memory))] if at.memory else []
         click.echo(f"still attached from {at.lender}: {' and '.join(left)}")

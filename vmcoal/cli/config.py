@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class BootDefaults(msgspec.Struct, frozen=True, kw_only=True):
     memory: str = "1G"
     far_nodes: int = 4
     far_cpus: int = 4
-    far_memory: str = "4G"
+    far_memory: str = "8G"
     net: str = "user"
     display: str = "none"
     firmware: str = "bios"
@@ -130,7 +131,7 @@ def _refuse_unknown(data: dict[str, Any], path: Path) -> None:
 
 def _check_values(config: Config, path: Path) -> None:
     """Parse every size and duration once, so that a bad one is refused with its key."""
-    checks = {
+    checks: dict[str, Callable[[], object]] = {
         "boot.memory": lambda: config.boot.memory_bytes,
         "boot.far_memory": lambda: config.boot.far_memory_bytes,
         "boot.deadline": lambda: config.boot.deadline_seconds,

@@ -12,7 +12,7 @@ import click
 from vmcoal import layout
 from vmcoal.cli.app import Command
 from vmcoal.cli.output import note, print_json
-from vmcoal.cli.params import VM, deadline_option, output_option, resolve_vm, vm_argument, yes_option
+from vmcoal.cli.params import COUNT, VM, deadline_option, output_option, resolve_vm, vm_argument, yes_option
 from vmcoal.cli.vm import holder_lives, vm_steps
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
 from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, UsageError
@@ -81,7 +81,7 @@ def delete(vm: str, yes: bool) -> None:
     """,
 )
 @click.argument("words", nargs=-1, metavar="[VM] [console|qemu|controller|qmp]")
-@click.option("-n", "--lines", type=click.IntRange(min=1), help="Only the last so many lines.")
+@click.option("-n", "--lines", type=COUNT, help="Only the last so many lines.")
 def logs(words: tuple[str, ...], lines: int | None) -> None:
     """Print what a VM wrote: its serial console (the default), QEMU's stderr, the controller's log or QMP's."""
     rest = list(words)

@@ -32,6 +32,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def vcpus(count: int) -> str:
+    """Return ``1 vCPU``, ``2 vCPUs``."""
+    return f"{count} vCPU" + ("" if count == 1 else "s")
+
+
 def note(text: str) -> None:
     """Tell people something on stderr."""
     click.echo(printable(text), err=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -23,7 +23,13 @@ def _name_of(param: click.Parameter | None) -> str:
     return param.human_readable_name if param else "value"
 
 
-class _Parsed(click.ParamType):
+if TYPE_CHECKING:
+    _Type = click.ParamType[Any]
+else:
+    _Type = click.ParamType  # not generic in older releases
+
+
+class _Parsed(_Type):
     """A value that a function parses; what is wrong with it is said with the option's name."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
@@ -40,14 +46,16 @@ class _Parsed(click.ParamType):
             raise UsageError(f"{_name_of(param)}: {error.message}", hint=error.hint) from error
 
 
-def _parse_count(text: str) -> int:
-    try:
-        count = int(text)
-    except ValueError:
-        count = 0
-    if not 1 <= count <= 4096:
-        raise UsageError(f"{text!r} is not a count", hint="give a whole number from 1 to 4096")
-    return count
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from ``least`` to ``most``."""
+
+    def parse(text: str) -> int:
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
+        if not least <= number <= most:
+            raise UsageError(f"{text!r} is not a count", hint=f"give a whole number from {least} to {most}")
+        return number
+
+    return parse
 
 
 class _Name(_Parsed):
@@ -73,21 +81,37 @@ def paired_lenders() -> list[str]:
 
     try:
         known = msgspec.json.decode(layout.known_lenders().read_bytes())
-        return sorted(entry["name"] for entry in known["lenders"])
+        return sorted(record["name"] for record in known["records"])
     except (OSError, msgspec.DecodeError, LookupError, TypeError):
         return []
 
 
+def host_name(otherwise: str) -> str:
+    """Return this host's name as a name for vmcoal: lower case, other characters as hyphens; ``otherwise`` if empty."""
+    import socket
+
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in socket.gethostname().split(".")[0].lower())
+    return name[:32].strip("-") or otherwise
+
+
 SIZE = _Parsed("SIZE", parse_size)
 SECONDS = _Parsed("DURATION", parse_duration)
-COUNT = _Parsed("N", _parse_count)
+COUNT = _Parsed("N", _whole(1, 4096))
+COUNT_OR_NONE = _Parsed("N", _whole(0, 4096))
+PORT = _Parsed("PORT", _whole(1, 65535))
 VM = _Name("VM", layout.known_vms)
 LENDER = _Name("lender", paired_lenders)
 LOCAL_LENDER = _Name("lender", local_lenders)
 
 vm_argument = click.argument("vm", required=False, type=VM, metavar="[VM]")
 output_option = click.option(
-    "-o", "--output", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Form."
+    "-o",
+    "--output",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="What to print.",
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the exact steps, and change nothing.")
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")

@@ -10,7 +10,7 @@ import click
 from vmcoal import layout
 from vmcoal.cli.app import Command
 from vmcoal.cli.outcome import printable
-from vmcoal.cli.output import print_json, table
+from vmcoal.cli.output import print_json, table, vcpus
 from vmcoal.cli.params import output_option, resolve_vm, vm_argument
 from vmcoal.cli.vm import offline_status, status_of, vm_call
 from vmcoal.errors import VmcoalError
@@ -131,7 +131,7 @@ def vm_text(status: VmStatus) -> str:
         ("State", status.state + (f", up {format_duration(status.uptime)}" if status.uptime is not None else "")),
         ("Guest", status.guest),
         ("Acceleration", f"{status.accel.value}{reason}"),
-        ("Near node", f"{status.cpus} vCPUs, {format_size(status.memory)}"),
+        ("Near node", f"{vcpus(status.cpus)}, {format_size(status.memory)}"),
         ("Far vCPUs", f"{status.cpu_mode.value}: {_CPU_MODES[status.cpu_mode.value]}"),
         ("Agent", status.agent),
         ("QEMU", status.qemu_version),
@@ -193,7 +193,7 @@ def attachment_rows(at: Attachment) -> list[tuple[str, ...]]:
         key = (f"{cpu.engine.value} (runs on {'this host' if cpu.engine == 'local' else 'the lender'})", *_states(cpu))
         groups[key] = groups.get(key, 0) + 1
     for (engine, state, lease), count in groups.items():
-        rows.append((*head, f"{count} vCPU" + ("" if count == 1 else "s"), engine, state, lease))
+        rows.append((*head, vcpus(count), engine, state, lease))
     for memory in at.memory:
         size = format_size(memory.size)
         if memory.size != memory.capacity:

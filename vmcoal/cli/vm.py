@@ -30,8 +30,10 @@ def vm_call(
     stdin: int | None = None,
     terminal_size: Callable[[], tuple[int, int]] | None = None,
     deadline: float | None = None,
+    quiet: bool = False,
 ) -> T:
     """Call a VM's controller (see `vmcoal.controller.client.call`); one that died while its VM lives is started again.
+    ``quiet``: nothing is said when Ctrl-C cancels the call, as it undoes nothing.
 
     Raises `PrerequisiteError` if the VM does not run.
     """
@@ -45,7 +47,9 @@ def vm_call(
             peer=f"the controller of VM {name}",
             on_progress=on_progress,
             on_output=on_output,
-            on_cancel=lambda: note("\ncancelling; what was begun is undone (Ctrl-C again: do not wait)"),
+            on_cancel=None
+            if quiet
+            else lambda: note("\ncancelling; what was begun is undone (Ctrl-C again: do not wait)"),
             stdin=stdin,
             terminal_size=terminal_size,
             deadline=deadline,

@@ -27,6 +27,7 @@ class Duty(enum.StrEnum):
     """What a check is needed for."""
 
     BOOT = "boot"
+    ATTACH = "attach"
     LEND = "lend"
 
 
@@ -232,6 +233,7 @@ def _apt(host: Host) -> Seen:
 
 
 _BOOT = frozenset({Duty.BOOT})
+_ATTACH = frozenset({Duty.ATTACH})
 _LEND = frozenset({Duty.LEND})
 
 CHECKS: tuple[Check, ...] = (
@@ -240,7 +242,9 @@ CHECKS: tuple[Check, ...] = (
     Check("kernel", "Linux 5.10 or newer", _kernel, "boot a newer kernel", True),
     Check("qemu", "QEMU 7.2 or newer", _program(QEMU, OLDEST_QEMU), "apt install qemu-system-x86", True, _BOOT),
     Check("qemu-img", "qemu-img for disk images", _program("qemu-img"), "apt install qemu-utils", False, _BOOT),
-    Check("nbdkit", "nbdkit 1.32 or newer", _program("nbdkit", OLDEST_NBDKIT), "apt install nbdkit", True),
+    Check(
+        "nbdkit", "nbdkit 1.32 or newer", _program("nbdkit", OLDEST_NBDKIT), "apt install nbdkit", True, _ATTACH | _LEND
+    ),
     Check(
         "nbdkit-lend",
         "nbdkit's parts for a lender",
@@ -249,17 +253,19 @@ CHECKS: tuple[Check, ...] = (
         True,
         _LEND,
     ),
-    Check("nbdkit-borrow", "nbdkit's parts for a borrower", _nbdkit_parts(("nbd",)), "apt install nbdkit", True, _BOOT),
-    Check("nbdfuse", "nbdfuse maps borrowed memory", _program("nbdfuse"), "apt install libnbd-bin", True, _BOOT),
-    Check("fuse", "the FUSE device", _fuse_device, "run as a user who may open /dev/fuse, or as root", True, _BOOT),
-    Check("fusermount", "fusermount3 for mounting as a user", _fusermount, "apt install fuse3", True, _BOOT),
+    Check(
+        "nbdkit-borrow", "nbdkit's parts for a borrower", _nbdkit_parts(("nbd",)), "apt install nbdkit", True, _ATTACH
+    ),
+    Check("nbdfuse", "nbdfuse maps borrowed memory", _program("nbdfuse"), "apt install libnbd-bin", True, _ATTACH),
+    Check("fuse", "the FUSE device", _fuse_device, "run as a user who may open /dev/fuse, or as root", True, _ATTACH),
+    Check("fusermount", "fusermount3 for mounting as a user", _fusermount, "apt install fuse3", True, _ATTACH),
     Check(
         "fuse-mount",
         "a FUSE mount can be made",
         _fuse_mount,
         "in a container: --device /dev/fuse --cap-add SYS_ADMIN",
         True,
-        _BOOT,
+        _ATTACH,
     ),
     Check(
         "userfaultfd",
@@ -267,7 +273,7 @@ CHECKS: tuple[Check, ...] = (
         _userfaultfd,
         "sysctl vm.unprivileged_userfaultfd=1, or a udev rule for /dev/userfaultfd",
         False,
-        _BOOT,
+        _ATTACH,
     ),
     Check("tmpfs", "tmpfs room for lent memory", _shm, "free memory, or enlarge /dev/shm", False, _LEND),
     Check(
@@ -280,7 +286,7 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check("folders", "folders for state, sockets and images", _folders, "check XDG_STATE_HOME and the like", True),
     Check("socket-path", "socket paths that fit", _runtime_length, "set XDG_RUNTIME_DIR to a shorter folder", True),
-    Check("leftovers", "mounts of ended VMs", _leftovers, "unmount them", False, _BOOT),
+    Check("leftovers", "mounts of ended VMs", _leftovers, "unmount them", False, _ATTACH),
     Check(
         "apt", "apt, to build the default image", _apt, "boot your own image: vmcoal boot --image FILE", False, _BOOT
     ),

@@ -1,0 +1,488 @@
+"""What the commands ask of a controller, print, and exit with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import pytest
+
+from framework.command import plain_times, vmcoal
+from framework.fake_controller import FakeController, Script, failure, result
+from framework.golden import check_golden
+from vmcoal import errors, layout
+from vmcoal.cli.app import Command, Group, app
+from vmcoal.cli.catalog import COMMANDS
+from vmcoal.controller.api import API, AttachResult, Call, DetachResult, ExecResult, Output, Progress, ShutdownResult
+from vmcoal.model.attachment import (
+    AttachedCpu,
+    AttachedMemory,
+    Attachment,
+    AttachmentState,
+    AttachRequest,
+    DetachRequest,
+    MemoryStyle,
+    Plan,
+    Step,
+)
+from vmcoal.model.lease import LeaseState
+from vmcoal.model.link import Link
+from vmcoal.model.machine import Accel, CpuMode, Engine, KernelBoot, MachineSpec
+from vmcoal.model.status import NodeStatus, VmStatus
+
+pytestmark = pytest.mark.unit
+
+GOLDEN = Path(__file__).with_name("golden_cli")
+
+MIB, GIB = 1 << 20, 1 << 30
+
+ATTACHMENT = Attachment(
+    lender="attic",
+    node=1,
+    distance=98,
+    link=Link(rtt=0.0004, p50=0.0005, p99=0.0009, samples=20),
+    cpus=tuple(
+        AttachedCpu(
+            lease="c1",
+            engine=Engine.LOCAL,
+            core=core,
+            device=f"cpu-1-{core}",
+            state=AttachmentState.ATTACHED,
+            lease_state=LeaseState.ACTIVE,
+        )
+        for core in (0, 1)
+    ),
+    memory=(
+        AttachedMemory(
+            lease="m1",
+            style=MemoryStyle.DIMM,
+            size=512 * MIB,
+            capacity=512 * MIB,
+            engine="fuse",
+            backend="mem-m1",
+            device="dimm-m1",
+            state=AttachmentState.ATTACHED,
+            lease_state=LeaseState.ACTIVE,
+        ),
+        AttachedMemory(
+            lease="m2",
+            style=MemoryStyle.GRANULAR,
+            size=6 * MIB,
+            capacity=GIB,
+            engine="fuse",
+            backend="mem-m2",
+            device="vmem-m2",
+            state=AttachmentState.DEGRADED,
+            lease_state=LeaseState.UNREACHABLE,
+        ),
+    ),
+)
+
+STATUS = VmStatus(
+    name="web",
+    state="running",
+    accel=Accel.TCG,
+    accel_reason="there is no /dev/kvm",
+    cpu_mode=CpuMode.PLUG_PARK,
+    cpus=2,
+    memory=GIB,
+    agent="vmcoal",
+    guest="Debian GNU/Linux 12 (bookworm), Linux 6.1.0-50-cloud-amd64",
+    qemu_version="7.2.22",
+    qemu_pid=4001,
+    controller_pid=4002,
+    holder_pid=4003,
+    ssh_port=2222,
+    metrics="127.0.0.1:9180",
+    uptime=75.0,
+    degraded=("lender attic has been unreachable for 4 s; bring it back, or: vmcoal shutdown web --force",),
+    nodes=(
+        NodeStatus(
+            node=0,
+            distance=10,
+            lender=None,
+            cpus_plugged=2,
+            cpus_online=2,
+            memory_plugged=GIB,
+            memory_online=GIB - 60 * MIB,
+            cpu_slots=2,
+            memory_headroom=GIB,
+        ),
+        NodeStatus(
+            node=1,
+            distance=98,
+            lender="attic",
+            cpus_plugged=2,
+            cpus_online=None,
+            memory_plugged=518 * MIB,
+            memory_online=None,
+            cpu_slots=4,
+            memory_headroom=8 * GIB,
+        ),
+    ),
+    attachments=(ATTACHMENT,),
+)
+
+PLAN = Plan(
+    kind="attach",
+    summary="attach 512 MiB from attic to VM web, node 1",
+    steps=(
+        Step("backend", "make the bytes mappable", "this host", ({"argv": ["nbdfuse", "/run/x y", "nbd+unix://"]},)),
+        Step("plug", "plug a DIMM", "QEMU", ({"execute": "device_add", "arguments": {"driver": "pc-dimm"}},)),
+    ),
+    warnings=("the link was not measured",),
+)
+
+SPEC = MachineSpec(
+    name="web",
+    uuid="00000000-0000-0000-0000-000000000001",
+    accel=Accel.TCG,
+    memory=GIB,
+    boot=KernelBoot("/boot/vmlinuz"),
+)
+
+
+def make_vm(name: str) -> layout.VmFolders:
+    folders = layout.vm_folders(name)
+    folders.make()
+    folders.spec.write_bytes(msgspec.json.encode(msgspec.structs.replace(SPEC, name=name)))
+    return folders
+
+
+@pytest.fixture
+def web() -> layout.VmFolders:
+    return make_vm("web")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    regenerate = request.config.getoption("--regenerate")
+    return lambda name, text: check_golden(GOLDEN / f"{name}.txt", text, regenerate)
+
+
+@pytest.fixture
+def controller(web: layout.VmFolders) -> Iterator[Callable[[dict[str, Script]], FakeController]]:
+    running: list[FakeController] = []
+
+    def start(scripts: dict[str, Script]) -> FakeController:
+        running.append(FakeController(web.control_socket, scripts).__enter__())
+        return running[-1]
+
+    yield start
+    for fake in running:
+        fake.__exit__(None, None, None)
+
+
+Start = Callable[[dict[str, Script]], FakeController]
+
+
+def all_commands(command: click.Command = app, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    ctx = click.Context(command)
+    names = command.list_commands(ctx) if isinstance(command, click.Group) else []
+    for name in names:
+        found = command.get_command(ctx, name) if isinstance(command, click.Group) else None
+        assert found is not None
+        yield " ".join((*path, name)), found
+        yield from all_commands(found, (*path, name))
+
+
+COMMANDS_BY_PATH = dict(all_commands())
+
+
+def test_help_from_data_is_clicks_help() -> None:
+    quick = vmcoal("--help")
+    assert quick.code == 0
+    with click.Context(app, info_name="vmcoal") as ctx:
+        assert app.get_help(ctx) + "\n" == quick.out
+    assert set(COMMANDS) == {path for path in COMMANDS_BY_PATH if " " not in path}
+
+
+def test_root_help(golden: Callable[[str, str], None]) -> None:
+    golden("help", vmcoal().out)
+
+
+@pytest.mark.parametrize("path", sorted(COMMANDS_BY_PATH))
+def test_each_command_has_help_with_an_example(path: str) -> None:
+    command = COMMANDS_BY_PATH[path]
+    assert isinstance(command, Command | Group)
+    assert command.example.strip().startswith(("vmcoal", "eval", "tar"))
+    assert all(isinstance(p, click.Argument) or getattr(p, "help", None) for p in command.params)
+    done = vmcoal(*path.split(), "--help")
+    assert done.code == 0
+    assert f"\nExample:\n  {command.example.strip().splitlines()[0]}" in done.out
+
+
+def test_attach_sends_what_was_asked(controller: Start) -> None:
+    fake = controller(
+        {"attach": [result(AttachResult(attachment=ATTACHMENT, cpus_added=2, memory_added=0, verified=True))]}
+    )
+    done = vmcoal(
+        *("attach", "web", "--from", "attic", "--cpus", "2", "--memory", "1.5G", "--granular"),
+        *("--node", "3", "--engine", "far", "--deadline", "1m"),
+    )
+    assert done.code == 0
+    request = AttachRequest(
+        lender="attic",
+        cpus=2,
+        memory=1536 * MIB,
+        style=MemoryStyle.GRANULAR,
+        engine=Engine.FAR,
+        node=3,
+        deadline=60.0,
+    )
+    assert fake.calls == [Call("attach", msgspec.to_builtins(request), API)]
+
+
+def test_attach_says_what_it_did(controller: Start, golden: Callable[[str, str], None]) -> None:
+    controller(
+        {
+            "attach": [
+                Progress(1, 3, "ask attic for a lease"),
+                Progress(2, 3, "plug 512 MiB", 0.5, "half"),
+                Progress(3, 3, "verify in the guest"),
+                result(
+                    AttachResult(
+                        attachment=ATTACHMENT,
+                        cpus_added=2,
+                        memory_added=512 * MIB,
+                        verified=True,
+                        seconds={"plug": 0.25, "verify": 0.75},
+                        notes=("the vCPUs run on this host",),
+                    )
+                ),
+            ]
+        }
+    )
+    done = vmcoal("attach", "--cpus", "2", "--memory", "512M")
+    assert done.code == 0
+    golden("attach", plain_times(done.out + "--- stderr\n" + done.err))
+
+
+def test_attach_as_json(controller: Start) -> None:
+    answer = AttachResult(attachment=ATTACHMENT, cpus_added=2, memory_added=0, verified=True)
+    controller({"attach": [Progress(1, 1, "x"), result(answer)]})
+    done = vmcoal("attach", "--cpus", "2", "-o", "json")
+    assert msgspec.json.decode(done.out, type=AttachResult) == answer
+
+
+@pytest.mark.parametrize("method", ["attach", "detach"])
+def test_dry_run_prints_the_plan(method: str, controller: Start, golden: Callable[[str, str], None]) -> None:
+    fake = controller({method: [result(PLAN)]})
+    done = vmcoal(method, "--memory", "512M", "--dry-run")
+    assert done.code == 0
+    assert fake.last(method)["dry_run"] is True
+    golden("plan", done.out + "--- stderr\n" + done.err)
+    done = vmcoal(method, "--memory", "512M", "--dry-run", "-o", "json")
+    assert msgspec.json.decode(done.out, type=Plan) == PLAN
+
+
+def test_detach(controller: Start, golden: Callable[[str, str], None]) -> None:
+    fake = controller(
+        {
+            "detach": [
+                result(
+                    DetachResult(
+                        cpus_removed=1,
+                        memory_removed=512 * MIB,
+                        remaining=(ATTACHMENT,),
+                        seconds={"drain": 2.5},
+                        notes=("2 MiB stay: the guest cannot move them",),
+                    )
+                )
+            ]
+        }
+    )
+    done = vmcoal("detach", "web", "--from", "attic", "--cpus", "1", "--force", "--deadline", "90")
+    assert done.code == 0
+    request = DetachRequest(lender="attic", cpus=1, deadline=90.0, force=True)
+    assert fake.last("detach") == msgspec.to_builtins(request)
+    golden("detach", done.out + "--- stderr\n" + done.err)
+
+
+def test_status_of_one_vm(controller: Start, golden: Callable[[str, str], None]) -> None:
+    controller({"status": [result(STATUS)]})
+    done = vmcoal("status", "web")
+    assert done.code == 0
+    golden("status-web", done.out)
+    assert msgspec.json.decode(vmcoal("status", "web", "-o", "json").out, type=VmStatus) == STATUS
+
+
+def test_status_of_all_vms(controller: Start, golden: Callable[[str, str], None]) -> None:
+    controller({"status": [result(STATUS)]})
+    failed = make_vm("broken")
+    failed.exits.write_text("2026-01-01T00:00:00Z qemu 77 signaled 9\n")
+    failed.qemu_log.write_text("one\ntwo\n")
+    make_vm("idle")
+    done = vmcoal("status")
+    golden("status", done.out)
+    states = {vm.name: vm.state for vm in msgspec.json.decode(vmcoal("status", "-o", "json").out, type=list[VmStatus])}
+    assert states == {"web": "running", "broken": "failed", "idle": "stopped"}
+    golden("status-broken", vmcoal("status", "broken").out)
+
+
+def test_nothing_there() -> None:
+    assert vmcoal("status").out == "there is no VM; vmcoal boot makes one\n"
+    assert vmcoal("status", "-o", "json").out == "[]\n"
+    done = vmcoal("attach", "--cpus", "1")
+    assert (done.code, done.err) == (4, "vmcoal: error: there is no VM\n  hint: vmcoal boot\n")
+
+
+def test_a_vm_without_answers_does_not_hide_the_others(controller: Start) -> None:
+    controller({"status": [failure(errors.UnreachableError("it sulks"))]})
+    make_vm("idle")
+    states = {vm.name: vm.state for vm in msgspec.json.decode(vmcoal("status", "-o", "json").out, type=list[VmStatus])}
+    assert states == {"web": "unknown", "idle": "stopped"}
+
+
+def test_exec_passes_output_and_code(controller: Start) -> None:
+    fake = controller({"exec": [Output(1, b"out\n"), Output(2, b"\xffbad\n"), result(ExecResult(code=7))]})
+    out = vmcoal("exec", "web", "--", "ls", "-l", "--", "x")
+    assert out.code == 7
+    assert out.out == "out\n"
+    assert fake.last("exec")["argv"] == ["ls", "-l", "--", "x"]
+    assert fake.last("exec")["stdin"] is False
+
+
+def test_exec_of_a_command_that_a_signal_ended(controller: Start) -> None:
+    controller({"exec": [result(ExecResult(code=None, signal=9))]})
+    assert vmcoal("exec", "--", "sleep", "9").code == 137
+
+
+def test_shutdown(controller: Start) -> None:
+    fake = controller({"shutdown": [result(ShutdownResult(how="agent", exit_code=0, released=("m1", "c1")))]})
+    done = vmcoal("shutdown", "--deadline", "10s")
+    assert done.out == "VM web was powered off by its agent; 2 leases were given back\n"
+    assert fake.last("shutdown") == {"deadline": 10.0, "force": False}
+
+
+def test_delete() -> None:
+    folders = make_vm("web")
+    done = vmcoal("delete", "web")
+    assert done.code == 2
+    assert folders.spec.exists()
+    assert vmcoal("rm", "web", "--yes").code == 0
+    assert not folders.state.exists()
+    assert vmcoal("delete", "web", "--yes").code == 4
+
+
+def test_logs(web: layout.VmFolders) -> None:
+    web.console_log.write_text("two\nthree\n")
+    web.console_log.with_name("console.log.1").write_text("one\n")
+    web.qemu_log.write_text("qemu said\n")
+    assert vmcoal("logs").out == "one\ntwo\nthree\n"
+    assert vmcoal("logs", "web", "-n", "2").out == "two\nthree\n"
+    assert vmcoal("logs", "qemu").out == "qemu said\n"
+    assert vmcoal("logs", "web", "qmp").code == 4
+    assert vmcoal("logs", "web", "nonsense").code == 2
+
+
+@pytest.mark.parametrize("name", sorted(errors._KINDS))
+def test_each_error_gets_its_code(name: str, controller: Start) -> None:
+    kind = errors._KINDS[name]
+    controller({"attach": [failure(kind("no", host="attic", left="a lease", hint="do this"))]})
+    done = vmcoal("attach", "--cpus", "1")
+    assert done.code == kind.exit_code
+    assert done.err == "vmcoal: error: no on attic\n  left: a lease\n  hint: do this\n"
+    assert done.out == ""
+
+
+def test_an_error_shows_the_tail_of_stderr_and_no_escapes(
+    controller: Start, golden: Callable[[str, str], None]
+) -> None:
+    lines = "".join(f"line {number}\n" for number in range(20)) + "\x1b[2Jgone\n"
+    error = errors.ExecutionError("QEMU ended\x1b]0;title\x07", left="nothing\rx", stderr=lines)
+    controller({"attach": [Progress(1, 2, "start\x1b[31m"), failure(error)]})
+    golden("error", plain_times(vmcoal("attach", "--cpus", "1").err))
+
+
+BAD = [
+    (("attach",), 2, "nothing to attach"),
+    (("attach", "--memory", "-5"), 2, "--memory: '-5' is not a size"),
+    (("attach", "--memory", "0"), 2, "--memory: a size must be larger than zero"),
+    (("attach", "--memory", "12x"), 2, "--memory: '12x' is not a size"),
+    (("attach", "--memory", "9999999T"), 2, "larger than any machine"),
+    (("attach", "--cpus", "0"), 2, "--cpus: '0' is not a count"),
+    (("attach", "--cpus", "-1"), 2, "--cpus: '-1' is not a count"),
+    (("attach", "--cpus", "two"), 2, "--cpus: 'two' is not a count"),
+    (("attach", "--cpus", "1", "--deadline", "soon"), 2, "--deadline: 'soon' is not a duration"),
+    (("attach", "--cpus", "1", "--engine", "warp"), 2, "'warp' is not one of 'local', 'far'"),
+    (("attach", "UPPER", "--cpus", "1"), 2, "'UPPER' cannot be a VM name"),
+    (("attach", "nobody", "--cpus", "1"), 4, "there is no VM 'nobody'"),
+    (("attach", "web", "--cpus", "1"), 3, "VM web does not run"),
+    (("detach", "--all", "--from", "attic"), 2, "exclude each other"),
+    (("exec", "web"), 2, "there is no command to run"),
+    (("exec", "web", "-t", "--", "ls"), 2, "stdin is not a terminal"),
+    (("console", "web"), 2, "stdin is not a terminal"),
+    (("nonsense",), 2, "vmcoal has no command 'nonsense'"),
+    (("statu",), 2, "did you mean vmcoal status?"),
+    (("attach", "--memroy", "1"), 2, "--memory"),
+    (("detach", "a", "b"), 2, "extra argument"),
+    (("completion", "csh"), 2, "'csh'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "said"), BAD)
+def test_bad_input(arguments: tuple[str, ...], code: int, said: str, web: layout.VmFolders) -> None:
+    done = vmcoal(*arguments)
+    assert (done.code, done.out) == (code, "")
+    assert done.err.startswith("vmcoal: error: ")
+    assert said in done.err
+    assert "hint: " in done.err
+    assert "Traceback" not in done.err
+
+
+def test_several_vms_need_a_name() -> None:
+    for name in ("one", "two"):
+        make_vm(name)
+    done = vmcoal("attach", "--cpus", "1")
+    assert done.code == 2
+    assert "name one of one, two" in done.err
+    make_vm("default")
+    assert "VM default does not run" in vmcoal("attach", "--cpus", "1").err
+
+
+def test_a_controller_that_breaks_off(controller: Start) -> None:
+    def vanish(call: Call, conversation: Any) -> Iterator[Any]:
+        conversation.send(Progress(1, 4, "plug"))
+        conversation.close()
+        return iter(())
+
+    controller({"attach": vanish})
+    done = vmcoal("attach", "--cpus", "1")
+    assert done.code == 7
+    assert "ended in the middle of the call" in done.err
+    assert "left: " in done.err
+
+
+@pytest.mark.parametrize(
+    "data", [b"{}\n", b"nonsense\n", b'{"type":"Result","value":{"cpus":"x"}}\n', b"x" * (2 << 20)]
+)
+def test_a_controller_that_babbles(data: bytes, controller: Start) -> None:
+    def babble(call: Call, conversation: Any) -> Iterator[Any]:
+        conversation.send_raw(data)
+        conversation.read_input()
+        return iter(())
+
+    controller({"attach": babble})
+    done = vmcoal("attach", "--cpus", "1")
+    assert done.code == 70
+    assert "Traceback" not in done.err
+
+
+def test_a_defect_leaves_a_traceback_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> list[str]:
+        raise RuntimeError("oops")
+
+    monkeypatch.setattr(layout, "known_vms", broken)
+    done = vmcoal("status")
+    assert done.code == 70
+    assert "this is a defect of vmcoal: RuntimeError: oops" in done.err
+    assert "Traceback" not in done.err
+    (crash,) = layout.crash_home().iterdir()
+    assert str(crash) in done.err
+    assert "RuntimeError: oops" in crash.read_text()
+    monkeypatch.setenv("VMCOAL_DEBUG", "1")
+    assert "Traceback" in vmcoal("status").err

@@ -1,0 +1,382 @@
+"""``vmcoal boot``: check this host, find the image, describe the machine, start it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+import msgspec
+
+from vmcoal import layout
+from vmcoal.cli.app import Command
+from vmcoal.cli.config import BootDefaults, load_config
+from vmcoal.cli.output import Steps, note, print_json, print_plan, steps, vcpus
+from vmcoal.cli.params import COUNT, COUNT_OR_NONE, DEFAULT_VM, PORT, SECONDS, SIZE, VM, dry_run_option, output_option
+from vmcoal.cli.vm import holder_lives, read_spec, vm_call
+from vmcoal.controller.api import Progress, WaitRequest
+from vmcoal.errors import ConflictError, DeadlineError, DegradedError, PrerequisiteError, UsageError
+from vmcoal.model.attachment import Plan, Step
+from vmcoal.model.machine import Accel, Disk, DiskBoot, KernelBoot, MachineSpec, Net
+from vmcoal.model.status import VmStatus
+from vmcoal.model.units import format_duration, format_size
+
+_STEPS = 4
+_MACHINE_OPTIONS = (
+    *("image", "kernel", "initrd", "append", "firmware", "seed", "disks", "cpus", "memory", "accel", "qemu"),
+    *("far_nodes", "far_cpus", "far_memory", "net", "ssh_port", "display", "metrics"),
+)
+"""Options that make a machine; a VM that has one is booted again without them."""
+
+
+@click.command(
+    cls=Command,
+    example="""
+    vmcoal boot
+    vmcoal boot web --image debian-12-genericcloud-amd64.qcow2 --cpus 2 --memory 2G
+    vmcoal boot lab --far-nodes 2 --far-memory 16G --dry-run
+    """,
+)
+@click.argument("vm", required=False, type=VM, metavar="[NAME]")
+@click.option("--image", metavar="FILE", help="A bootable disk image, qcow2 or raw; it is never written to.")
+@click.option("--kernel", metavar="FILE", help="A Linux kernel to boot directly.")
+@click.option("--initrd", metavar="FILE", help="Its initial RAM disk.")
+@click.option("--append", metavar="TEXT", help="Its arguments.")
+@click.option("--cpus", type=COUNT, help="vCPUs of the near node.  [default: 2]")
+@click.option("--memory", type=SIZE, help="Memory of the near node.  [default: 1G]")
+@click.option("--far-nodes", type=COUNT_OR_NONE, help="Empty NUMA nodes to plug into later.  [default: 4]")
+@click.option("--far-cpus", type=COUNT_OR_NONE, help="vCPU slots of each.  [default: 4]")
+@click.option("--far-memory", type=SIZE, help="Memory headroom of each.  [default: 8G]")
+@click.option("--net", metavar="MODE", help="user, tap=DEVICE, bridge=DEVICE or none.  [default: user]")
+@click.option("--ssh-port", type=PORT, help="Port of 127.0.0.1 for the guest's SSH.  [default: free]")
+@click.option(
+    "--disk",
+    "disks",
+    multiple=True,
+    metavar="FILE[,ro][,format=F]",
+    help="An extra disk, written to unless ro; repeatable.",
+)
+@click.option("--display", metavar="WHAT", help="none, gtk, sdl, vnc=127.0.0.1:1, spice=port=5900,…  [default: none]")
+@click.option("--firmware", type=click.Choice(["bios", "uefi"]), help="What starts a disk image.  [default: bios]")
+@click.option(
+    "--seed/--no-seed", default=None, help="Attach a cloud-init seed that installs the agent.  [default: with --image]"
+)
+@click.option(
+    "--accel", type=click.Choice(["auto", "kvm", "tcg"]), help="auto: KVM if a probe guest runs.  [default: auto]"
+)
+@click.option("--qemu", metavar="PROGRAM", help="The QEMU to run.  [default: qemu-system-x86_64]")
+@click.option("--metrics", metavar="ADDRESS", help="Serve Prometheus metrics on HOST:PORT.")
+@click.option(
+    "--wait",
+    "until",
+    type=click.Choice(["agent", "qemu"]),
+    default="agent",
+    show_default=True,
+    help="Return when the guest answers, or as soon as QEMU runs.",
+)
+@click.option("--deadline", type=SECONDS, help="How long the guest may take to answer.  [default: 5m]")
+@click.option(
+    "--foreground", is_flag=True, help="Run the controller in the foreground; Ctrl-C ends it, the VM runs on."
+)
+@dry_run_option
+@output_option
+def boot(
+    vm: str | None, until: str, deadline: float | None, foreground: bool, dry_run: bool, form: str, **options: Any
+) -> None:
+    """Boot a VM with empty far NUMA nodes, into which CPUs and memory can be plugged while it runs.
+
+    Without an image it boots the default one, which is built from the distribution's packages the first time. A VM that
+    was shut down is booted again by its name alone.
+    """
+    name = vm or DEFAULT_VM
+    defaults = load_config().boot
+    if holder_lives(name):
+        raise ConflictError(f"VM {name} runs already", hint=f"vmcoal status {name}; another one: vmcoal boot NAME")
+    with steps() as shown:
+
+        def step(number: int, text: str, fraction: float | None = None, detail: str | None = None) -> None:
+            shown(Progress(number, _STEPS, text, fraction, detail))
+
+        step(1, "check this host")
+        preflight()
+        spec = _again(name, options) or _new_machine(name, options, defaults, step, dry_run)
+        if dry_run:
+            shown.close()
+            print_plan(boot_plan(spec), form)
+            return
+        folders = layout.vm_folders(name)
+        folders.make()
+        prepare_files(spec, folders)
+        if foreground:
+            shown.close()
+            _become_controller(spec, folders)
+        status = _start(spec, until, deadline or defaults.deadline_seconds, step, shown)
+    if form == "json":
+        print_json(status)
+        return
+    click.echo(ready_line(status))
+    note(f"next: vmcoal shell {name}   or, to grow it: vmcoal lend --help, vmcoal attach --help")
+
+
+def preflight() -> None:
+    """Check what booting cannot do without; raises `PrerequisiteError` with the first remedy."""
+    from vmcoal.host.checks import CHECKS, Duty, Level, run_checks
+    from vmcoal.host.facts import Host
+
+    for finding in run_checks(CHECKS, Host(), frozenset({Duty.BOOT})):
+        if finding.level is Level.FAIL:
+            raise PrerequisiteError(
+                f"this host cannot boot a VM: {finding.description}: {finding.found}",
+                hint=f"{finding.remedy}; all of it: vmcoal doctor --for boot",
+            )
+
+
+Report = Callable[..., None]
+
+
+def _again(name: str, options: dict[str, Any]) -> MachineSpec | None:
+    """Return the spec of a VM that exists and is off, or ``None`` if there is none of this name.
+
+    Raises `ConflictError` where options would make another machine of it.
+    """
+    if name not in layout.known_vms():
+        return None
+    given = [option for option in _MACHINE_OPTIONS if options[option] not in (None, ())]
+    if given:
+        flags = ", ".join("--disk" if option == "disks" else "--" + option.replace("_", "-") for option in given)
+        raise ConflictError(
+            f"VM {name} exists and has a machine of its own; {flags} would make another one",
+            hint=f"vmcoal boot {name} boots it as it is; vmcoal delete {name} removes it with its disk layer",
+        )
+    spec = read_spec(name)
+    # what this host can do may have changed since, and the port may be taken by now
+    accel, reason, _ = choose_accel("auto", spec.qemu)
+    if spec.accel is not accel and not (spec.accel is Accel.TCG and spec.accel_reason == _ASKED_FOR):
+        from vmcoal.machine.spec import choose_cpu_mode
+
+        mode = choose_cpu_mode(accel, spec.boot.release)
+        model = "host" if accel is Accel.KVM else "max"
+        spec = msgspec.structs.replace(spec, accel=accel, accel_reason=reason, cpu_mode=mode, cpu_model=model)
+    if spec.net.ssh_port is not None:
+        spec = msgspec.structs.replace(
+            spec, net=msgspec.structs.replace(spec.net, ssh_port=free_port(spec.net.ssh_port))
+        )
+    return spec
+
+
+def _new_machine(
+    name: str, options: dict[str, Any], defaults: BootDefaults, step: Report, dry_run: bool
+) -> MachineSpec:
+    """Return the spec of a new VM; builds the default image where it is needed, except for a dry run."""
+    from vmcoal.machine.spec import make_spec
+
+    def chosen(option: str, default: Any) -> Any:
+        return default if options[option] is None else options[option]
+
+    qemu = options["qemu"] or "qemu-system-x86_64"
+    accel, reason, version = choose_accel(chosen("accel", defaults.accel), qemu)
+    step(2, "find the image")
+    source = boot_source(options, chosen("firmware", defaults.firmware), step, dry_run)
+    net = parse_net(chosen("net", defaults.net))
+    if net.mode == "user":
+        net = msgspec.structs.replace(net, ssh_port=options["ssh_port"] or free_port())
+    elif options["ssh_port"]:
+        raise UsageError("--ssh-port needs user-mode networking", hint="leave --net away, or reach the guest directly")
+    return make_spec(
+        name=name,
+        accel=accel,
+        accel_reason=reason,
+        qemu=qemu,
+        qemu_version=version,
+        boot=source,
+        cpus=chosen("cpus", defaults.cpus),
+        memory=chosen("memory", defaults.memory_bytes),
+        far_nodes=chosen("far_nodes", defaults.far_nodes),
+        far_cpus=chosen("far_cpus", defaults.far_cpus),
+        far_memory=chosen("far_memory", defaults.far_memory_bytes),
+        disks=[parse_disk(text) for text in options["disks"]],
+        net=net,
+        display=chosen("display", defaults.display),
+        metrics=options["metrics"],
+    )
+
+
+_ASKED_FOR = "asked for"
+
+
+def choose_accel(wanted: str, qemu: str) -> tuple[Accel, str, tuple[int, int]]:
+    """Return the acceleration, why, and QEMU's version; raises `PrerequisiteError` where KVM was wanted and fails."""
+    from vmcoal.host.accel import find_qemu, probe_accel, qemu_version
+
+    if wanted == "tcg":
+        return Accel.TCG, _ASKED_FOR, qemu_version(find_qemu(qemu))[:2]
+    probe = probe_accel(qemu)
+    if probe.kvm:
+        return Accel.KVM, probe.reason, probe.qemu_version[:2]
+    if wanted == "kvm":
+        raise PrerequisiteError(f"KVM does not run guests here: {probe.reason}", hint=probe.remedy or "--accel tcg")
+    return Accel.TCG, f"no KVM: {probe.reason}", probe.qemu_version[:2]
+
+
+def boot_source(options: dict[str, Any], firmware: str, step: Report, dry_run: bool) -> KernelBoot | DiskBoot:
+    """Return what is booted: the image or kernel that was given, else the default image."""
+    image, kernel = options["image"], options["kernel"]
+    if image and kernel:
+        raise UsageError("--image and --kernel exclude each other", hint="give one of them, or none")
+    if (options["initrd"] or options["append"]) and not kernel:
+        raise UsageError("--initrd and --append need --kernel", hint="give --kernel FILE")
+    if not image and (options["firmware"] or options["seed"]):
+        raise UsageError("--firmware and --seed need --image", hint="give --image FILE")
+    if image:
+        from vmcoal.guest.overlay import inspect_image
+
+        found = inspect_image(image)
+        return DiskBoot(
+            image=str(found.path), format=found.format, firmware=firmware, seed=options["seed"] is not False
+        )
+    if kernel:
+        return KernelBoot(kernel, options["initrd"], options["append"] or "console=ttyS0")
+    return default_source(step, dry_run)
+
+
+def default_source(step: Report, dry_run: bool) -> KernelBoot:
+    """Return the default image, built if there is none; raises `PrerequisiteError` in a dry run without one."""
+    from vmcoal.guest.images import default_boot, ensure_default_image, list_images
+
+    if dry_run:
+        built = [image for image in list_images() if image.kind == "default"]
+        if not built:
+            raise PrerequisiteError("the default image is not built yet", hint="vmcoal image build")
+        found = default_boot(built[0])
+    else:
+        found = ensure_default_image(lambda text, fraction: step(2, "find the image", fraction, text))
+    return KernelBoot(str(found.kernel), str(found.initrd), found.append, found.release)
+
+
+def parse_net(text: str) -> Net:
+    """Return the network of ``user``, ``none``, ``tap=DEVICE`` or ``bridge=DEVICE``; `make_spec` checks it."""
+    mode, _, device = text.partition("=")
+    return Net(mode=mode, device=device or None)
+
+
+def parse_disk(text: str) -> Disk:
+    """Return the disk of ``FILE[,ro][,format=raw|qcow2]``; raises `UsageError`."""
+    path, *words = text.split(",")
+    disk = Disk(path, format="qcow2" if path.endswith(".qcow2") else "raw")
+    for word in words:
+        if word == "ro":
+            disk = msgspec.structs.replace(disk, readonly=True)
+        elif word in ("format=raw", "format=qcow2"):
+            disk = msgspec.structs.replace(disk, format=word.removeprefix("format="))
+        else:
+            raise UsageError(f"--disk: {word!r} is not known", hint="write it as FILE, FILE,ro or FILE,format=qcow2")
+    if not path:
+        raise UsageError("--disk: there is no file", hint="write it as FILE, FILE,ro or FILE,format=qcow2")
+    return disk
+
+
+def free_port(wanted: int = 0) -> int:
+    """Return a TCP port of 127.0.0.1 that nobody uses now: ``wanted`` if it is free, else another one."""
+    import socket
+
+    with socket.socket() as sock:
+        try:
+            sock.bind(("127.0.0.1", wanted))
+        except OSError:
+            return free_port()
+        return int(sock.getsockname()[1])
+
+
+def prepare_files(spec: MachineSpec, folders: layout.VmFolders) -> None:
+    """Make what the machine needs on disk, where it is not there already: SSH key, disk layer, seed."""
+    from vmcoal.fabric.identity import load_identity
+
+    key = load_identity(folders.ssh_key)
+    if isinstance(spec.boot, DiskBoot):
+        from vmcoal.guest.overlay import make_overlay
+        from vmcoal.guest.seed import make_seed
+
+        if not folders.overlay.exists():
+            make_overlay(spec.boot.image, spec.boot.format, folders.overlay)
+        if spec.boot.seed:
+            make_seed(folders.seed, name=spec.name, identity=spec.uuid, ssh_key=key.public)
+
+
+def _start(spec: MachineSpec, until: str, deadline: float, step: Report, shown: Steps) -> VmStatus:
+    """Start the controller and wait until the guest answers; Ctrl-C leaves the VM running and says so."""
+    import asyncio
+
+    from vmcoal.controller.start import start_controller
+
+    name = spec.name
+    ends = time.monotonic() + deadline
+    step(3, f"start QEMU with {spec.accel.value} ({spec.accel_reason})")
+    status = asyncio.run(
+        start_controller(name, spec, on_progress=lambda _: None, until="qemu", deadline=min(60.0, deadline))
+    )
+    if until == "qemu":
+        return status
+    step(4, "wait for the guest")
+    try:
+        left = max(1.0, ends - time.monotonic())
+        return vm_call(
+            name, "wait", WaitRequest(until="agent", deadline=left), result=VmStatus, deadline=left + 10, quiet=True
+        )
+    except KeyboardInterrupt:
+        shown.close(failed=True)
+        note(f"VM {name} runs on; vmcoal status {name} shows it, vmcoal shutdown {name} ends it")
+        raise
+    except DeadlineError as error:
+        raise DegradedError(
+            f"VM {name} runs, but no agent answered in it within {format_duration(deadline)}",
+            left=f"VM {name}",
+            hint=f"vmcoal logs {name} console; without an agent nothing in the guest can be verified",
+        ) from error
+
+
+def _become_controller(spec: MachineSpec, folders: layout.VmFolders) -> None:
+    from vmcoal.controller.lifecycle import save_spec
+
+    save_spec(spec, folders)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "vmcoal.controller", spec.name, "--boot"])  # noqa: S606
+
+
+def boot_plan(spec: MachineSpec) -> Plan:
+    """Return what booting ``spec`` does, with QEMU's exact argv; descriptors of its sockets are numbered from 20."""
+    from vmcoal.machine.argv import CHANNELS, qemu_argv
+
+    folders = layout.vm_folders(spec.name)
+    argv = qemu_argv(spec, folders, {channel: 20 + number for number, channel in enumerate(CHANNELS)})
+    made: list[Step] = [Step("folders", f"make {folders.state} and {folders.runtime}", "this host")]
+    if isinstance(spec.boot, DiskBoot):
+        made.append(Step("overlay", f"make the disk layer {folders.overlay} over {spec.boot.image}", "this host"))
+    made.append(Step("qemu", "start QEMU under the VM's holder", "this host", ({"argv": argv},)))
+    made.append(Step("wait", "wait for the guest's agent", "the guest"))
+    headroom = f"{len(spec.far_nodes)} far nodes"
+    if spec.far_nodes:
+        far = spec.far_nodes[0]
+        distances = ", ".join(str(each.distance) for each in spec.far_nodes)
+        headroom += f" of {far.cpus} vCPU slots and {format_size(far.memory)} each, at distances {distances}"
+    return Plan(
+        "boot",
+        f"boot VM {spec.name}: {vcpus(spec.cpus)}, {format_size(spec.memory)}, {headroom}; "
+        f"{spec.accel.value} ({spec.accel_reason})",
+        tuple(made),
+    )
+
+
+def ready_line(status: VmStatus) -> str:
+    """Return one sentence on a VM that has booted."""
+    far = len(status.nodes) - 1
+    extras = [f"{far} empty far nodes"] if far > 0 else []
+    if status.ssh_port is not None:
+        extras.append(f"ssh on port {status.ssh_port}")
+    guest = f": {status.guest}" if status.guest else ""
+    return (
+        f"VM {status.name} is {status.state}{guest}; {vcpus(status.cpus)}, {format_size(status.memory)}, "
+        f"{', '.join([*extras, status.accel.value])}"
+    )

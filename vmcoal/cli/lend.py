@@ -1,0 +1,412 @@
+"""``vmcoal lend`` and its commands, on the lender's side."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from typing import TypeVar
+
+import click
+import msgspec
+
+from vmcoal import layout
+from vmcoal.cli.app import Group
+from vmcoal.cli.config import load_config
+from vmcoal.cli.output import note, print_json, steps, table, vcpus
+from vmcoal.cli.params import (
+    COUNT,
+    LOCAL_LENDER,
+    SECONDS,
+    SIZE,
+    deadline_option,
+    dry_run_option,
+    host_name,
+    local_lender_option,
+    local_lenders,
+    output_option,
+    resolve_local_lender,
+    yes_option,
+)
+from vmcoal.controller.api import Progress
+from vmcoal.controller.client import NotListeningError, call, connect
+from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, PrerequisiteError, UsageError
+from vmcoal.lending.api import BorrowerView, DrainRequest, ForgetRequest, LenderStatus, PairRequest, ReclaimResult
+from vmcoal.model.lease import Lease, ResourceKind
+from vmcoal.model.units import format_duration, format_size
+
+T = TypeVar("T")
+
+_START = 20.0
+_TALK = 15.0
+
+
+@click.group(
+    cls=Group,
+    invoke_without_command=True,
+    example="""
+    vmcoal lend --cpus 2 --memory 1G
+    vmcoal lend pair
+    vmcoal lend status
+    """,
+)
+@click.option("--cpus", type=COUNT, help="How many vCPUs to lend at most.")
+@click.option("--memory", type=SIZE, help="How much memory to lend at most.")
+@click.option(
+    "--listen", metavar="ADDRESS", help="HOST, HOST:PORT or [IPV6]:PORT to listen on.  [default: every address]"
+)
+@click.option("--name", type=LOCAL_LENDER, help="The lender's name.  [default: from the host's name]")
+@click.option("--metrics", metavar="ADDRESS", help="Serve Prometheus metrics on HOST:PORT.")
+@click.option("--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
+@dry_run_option
+@click.pass_context
+def lend(
+    ctx: click.Context,
+    cpus: int | None,
+    memory: int | None,
+    listen: str | None,
+    name: str | None,
+    metrics: str | None,
+    foreground: bool,
+    dry_run: bool,
+) -> None:
+    """Lend this host's CPUs and memory to paired borrowers.
+
+    Without a command it starts a lender in the background. One that ran before lends again what it lent then, unless
+    --cpus or --memory says otherwise.
+    """
+    given = (cpus, memory, listen, name, metrics)
+    if ctx.invoked_subcommand is not None:
+        if any(value is not None for value in given) or foreground or dry_run:
+            raise UsageError(
+                f"options go behind the command: vmcoal lend {ctx.invoked_subcommand} …",
+                hint=f"vmcoal lend {ctx.invoked_subcommand} --help",
+            )
+        return
+    defaults = load_config().lend
+    chosen = name or defaults.name or host_name("lender")
+    folders = layout.lender_folders(chosen)
+    cpus, memory = cpus or defaults.cpus or None, memory or defaults.memory_bytes or None
+    if cpus is None and memory is None and chosen not in local_lenders():
+        raise UsageError("nothing to lend", hint="give --cpus N, --memory SIZE or both")
+    argv = [sys.executable, "-m", "vmcoal.lending", chosen]
+    if cpus is not None or memory is not None:
+        argv += ["--cpus", str(cpus or 0), "--memory", str(memory or 0)]
+    for option, value in (("--listen", listen or defaults.listen), ("--metrics", metrics)):
+        if value:
+            argv += [option, value]
+    if dry_run:
+        import shlex
+
+        click.echo("$ " + shlex.join(argv))
+        note("nothing was changed")
+        return
+    _preflight()
+    folders.make()
+    _refuse_running(folders, chosen)
+    if foreground:
+        sys.stdout.flush()
+        os.execv(sys.executable, argv)  # noqa: S606
+    _start(argv, folders, chosen)
+    status = lender_call(chosen, "status", result=LenderStatus)
+    click.echo(f"lender {chosen} lends {_total(status)} on {', '.join(status.addresses)}")
+    note("next: vmcoal lend pair   and, on the borrower, what it prints")
+
+
+def _total(status: LenderStatus) -> str:
+    parts = [vcpus(status.offer.cpus_total)] if status.offer.cpus_total else []
+    parts += [format_size(status.offer.memory_total)] if status.offer.memory_total else []
+    return " and ".join(parts) or "nothing"
+
+
+def _preflight() -> None:
+    from vmcoal.host.checks import CHECKS, Duty, Level, run_checks
+    from vmcoal.host.facts import Host
+
+    wrong = [finding for finding in run_checks(CHECKS, Host(), frozenset({Duty.LEND})) if finding.level is Level.FAIL]
+    if wrong:
+        raise PrerequisiteError(
+            f"this host cannot lend: {wrong[0].description}: {wrong[0].found}",
+            hint=f"{wrong[0].remedy}; all of it: vmcoal doctor --for lend",
+        )
+
+
+def _refuse_running(folders: layout.LenderFolders, name: str) -> None:
+    try:
+        connect(folders.control_socket, f"lender {name}").close()
+    except NotListeningError:
+        return
+    raise ConflictError(f"lender {name} runs already", hint="vmcoal lend status, or another --name")
+
+
+def _start(argv: list[str], folders: layout.LenderFolders, name: str) -> None:
+    """Start the lender detached and wait until it answers; raises `ExecutionError` with its last words."""
+    import select
+
+    ready, theirs = os.pipe()
+    with os.fdopen(ready, "rb", buffering=0) as pipe, folders.log.open("ab") as log:
+        began = log.tell()
+        try:
+            child = subprocess.Popen(
+                [*argv, "--ready-fd", str(theirs)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs,),
+                start_new_session=True,
+                cwd="/",
+            )
+        finally:
+            os.close(theirs)
+        if not select.select([pipe], [], [], _START)[0]:
+            child.kill()
+            child.wait()
+            raise DeadlineError(f"lender {name} did not start within {_START:g} s", hint=f"see {folders.log}")
+        if not pipe.read(1):
+            code = child.wait()
+            with folders.log.open("rb") as said:
+                said.seek(began)
+                lines = said.read(1 << 16).decode(errors="replace").strip().splitlines()
+            raise ExecutionError(
+                f"lender {name} ended at its start with exit code {code}",
+                hint=f"all of it is in {folders.log}",
+                stderr="\n".join(lines[-5:]),
+            )
+        child.returncode = 0  # it is on its own now; its end is not this command's to wait for
+
+
+def lender_call(
+    name: str,
+    method: str,
+    params: msgspec.Struct | None = None,
+    *,
+    result: type[T],
+    on_progress: Callable[[Progress], None] | None = None,
+    deadline: float | None = _TALK,
+) -> T:
+    """Call the lender ``name`` of this host; raises `PrerequisiteError` if it does not run."""
+    try:
+        return call(
+            layout.lender_folders(name).control_socket,
+            method,
+            params,
+            result=result,
+            peer=f"lender {name}",
+            on_progress=on_progress,
+            deadline=deadline,
+        )
+    except NotListeningError as error:
+        raise PrerequisiteError(f"lender {name} does not run", hint=f"vmcoal lend --name {name}") from error
+
+
+@lend.command(
+    "pair",
+    example="""
+    vmcoal lend pair
+    vmcoal lend pair --grant memory --grant cpu --for 2m
+    """,
+)
+@local_lender_option
+@click.option(
+    "--grant",
+    "grants",
+    multiple=True,
+    type=click.Choice([ResourceKind.MEMORY.value, ResourceKind.CPU.value]),
+    help="What the borrower may borrow; repeat it for each kind.  [default: what is lent]",
+)
+@click.option("--borrower", metavar="NAME", help="What the borrower is called here; else what it calls itself.")
+@click.option("--for", "seconds", type=SECONDS, default=300.0, help="How long the window is open.  [default: 5m]")
+@output_option
+def pair_(name: str | None, grants: tuple[str, ...], borrower: str | None, seconds: float, form: str) -> None:
+    """Open a window for one borrower to pair in, and show the code it needs.
+
+    Ctrl-C closes the window. Memory is the kind that needs the least trust; vCPUs that execute on this host (engine
+    far) will need the most: their lender can read and change the whole guest.
+    """
+    lender = resolve_local_lender(name)
+    kinds = tuple(ResourceKind(kind) for kind in dict.fromkeys(grants)) or _lent(lender)
+    request = PairRequest(grants=kinds, name=borrower, seconds=seconds)
+
+    def show(progress: Progress) -> None:
+        if progress.detail:
+            note(f"{progress.text}\n\n    code: {progress.detail}\n")
+        else:
+            note(progress.text)
+
+    view = lender_call(lender, "pair", request, result=BorrowerView, on_progress=show, deadline=seconds + _TALK)
+    if form == "json":
+        print_json(view)
+        return
+    click.echo(f"paired with borrower {view.name} ({view.fingerprint}); it may borrow {_kinds(view.grants)}")
+
+
+def _lent(lender: str) -> tuple[ResourceKind, ...]:
+    offer = lender_call(lender, "status", result=LenderStatus).offer
+    kinds = ((ResourceKind.MEMORY, offer.memory_total), (ResourceKind.CPU, offer.cpus_total))
+    return tuple(kind for kind, total in kinds if total)
+
+
+def _kinds(kinds: tuple[ResourceKind, ...]) -> str:
+    return ", ".join(kind.value for kind in kinds) or "nothing"
+
+
+@lend.command("status", example="vmcoal lend status -o json")
+@local_lender_option
+@output_option
+def status_(name: str | None, form: str) -> None:
+    """Show the lenders of this host, what they have left, and their leases."""
+    names = [resolve_local_lender(name)] if name else local_lenders()
+    found = []
+    stopped = []
+    for each in names:
+        try:
+            found.append(lender_call(each, "status", result=LenderStatus))
+        except PrerequisiteError:
+            stopped.append(each)
+    if form == "json":
+        print_json(found)
+        return
+    if not names:
+        click.echo("this host lends nothing; vmcoal lend --cpus 2 --memory 1G")
+    click.echo("\n\n".join([lender_text(status) for status in found] + [f"Lender {each}: stopped" for each in stopped]))
+
+
+def lender_text(status: LenderStatus) -> str:
+    """Return everything about one lender."""
+    offer = status.offer
+    state = "cordoned: lends nothing new" if offer.cordoned else "lends"
+    facts = [
+        ("State", state + (f", up {format_duration(status.uptime)}" if status.uptime is not None else "")),
+        ("Listens on", ", ".join(status.addresses)),
+        ("vCPUs", f"{offer.cpus_free} of {offer.cpus_total} free"),
+        ("Memory", f"{format_size(offer.memory_free)} of {format_size(offer.memory_total)} free"),
+        ("Borrowers", str(status.borrowers)),
+        ("Pairing", f"open for {format_duration(status.pairing)}" if status.pairing else None),
+        ("Metrics", f"http://{status.metrics}/metrics" if status.metrics else None),
+    ]
+    lines = [f"Lender {status.name}", *(f"  {label + ':':<12}{text}" for label, text in facts if text)]
+    if status.leases:
+        lines += ["", table(("LEASE", "BORROWER", "VM", "WHAT", "STATE", "EPOCH"), map(_lease_row, status.leases))]
+    if status.degraded:
+        lines += ["", "Degraded:", *(f"  ! {line}" for line in status.degraded)]
+    return "\n".join(lines)
+
+
+def _lease_row(lease: Lease) -> tuple[str, ...]:
+    if lease.kind is ResourceKind.MEMORY:
+        what = format_size(lease.amount)
+        if lease.committed != lease.amount:
+            what = f"{format_size(lease.committed)} of {what}"
+    else:
+        what = f"{lease.amount} {lease.kind.value}"
+    return lease.id, lease.borrower, lease.vm, what, lease.state.value, str(lease.epoch)
+
+
+@lend.command("borrowers", example="vmcoal lend borrowers")
+@local_lender_option
+@output_option
+def borrowers(name: str | None, form: str) -> None:
+    """List the paired borrowers and what they borrow."""
+    views = lender_call(resolve_local_lender(name), "borrowers", result=tuple[BorrowerView, ...])
+    if form == "json":
+        print_json(views)
+        return
+    if not views:
+        click.echo("no borrower is paired; vmcoal lend pair")
+        return
+    rows = [
+        (
+            view.name,
+            view.fingerprint,
+            _kinds(view.grants),
+            "yes" if view.connected else "no",
+            str(len(view.leases)),
+            datetime.fromtimestamp(view.paired_at).astimezone().strftime("%Y-%m-%d %H:%M"),
+        )
+        for view in views
+    ]
+    click.echo(table(("BORROWER", "KEY", "GRANTS", "CONNECTED", "LEASES", "PAIRED"), rows))
+
+
+@lend.command("forget", example="vmcoal lend forget laptop")
+@click.argument("borrower", metavar="BORROWER")
+@local_lender_option
+@deadline_option(30.0, "the borrower has to give back what it has")
+@yes_option
+@output_option
+def forget(borrower: str, name: str | None, deadline: float, yes: bool, form: str) -> None:
+    """Forget a borrower: what it borrowed is taken back, and its key is refused."""
+    lender = resolve_local_lender(name)
+    _ask(yes, f"Forget borrower {borrower} of lender {lender}?", f"vmcoal lend forget {borrower} --yes")
+    _reclaim(lender, "forget", ForgetRequest(name=borrower, deadline=deadline), deadline, form)
+
+
+@lend.command("stop", example="vmcoal lend stop --deadline 30s")
+@local_lender_option
+@deadline_option(60.0, "borrowers have to give everything back")
+@output_option
+def stop(name: str | None, deadline: float, form: str) -> None:
+    """Get everything back, then end the lender."""
+    _reclaim(resolve_local_lender(name), "stop", DrainRequest(deadline=deadline), deadline, form)
+
+
+def _ask(yes: bool, question: str, hint: str) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError("stdin is not a terminal to ask on", hint=hint)
+    click.confirm(question, abort=True, err=True)
+
+
+def _reclaim(lender: str, method: str, params: msgspec.Struct, deadline: float, form: str) -> None:
+    with steps() as shown:
+        result = lender_call(
+            lender, method, params, result=ReclaimResult, on_progress=shown, deadline=deadline + 2 * _TALK
+        )
+    if form == "json":
+        print_json(result)
+        return
+    done = {"stop": "ended", "drain": "drained", "forget": "forgot the borrower"}[method]
+    text = f"lender {lender} {done}: {len(result.released)} leases came back"
+    if result.taken:
+        text += f", {len(result.taken)} were taken: {', '.join(result.taken)}"
+    click.echo(text)
+
+
+def _switch(name: str | None, method: str, form: str) -> None:
+    status = lender_call(resolve_local_lender(name), method, result=LenderStatus)
+    if form == "json":
+        print_json(status)
+        return
+    still = f"; {len(status.leases)} leases are still out" if status.offer.cordoned and status.leases else ""
+    click.echo(f"lender {status.name} " + ("lends nothing new" if status.offer.cordoned else "lends again") + still)
+
+
+@lend.command("cordon", example="vmcoal cordon")
+@local_lender_option
+@output_option
+def cordon(name: str | None, form: str) -> None:
+    """Lend nothing new; what is lent stays lent."""
+    _switch(name, "cordon", form)
+
+
+@lend.command("uncordon", example="vmcoal uncordon")
+@local_lender_option
+@output_option
+def uncordon(name: str | None, form: str) -> None:
+    """Lend again."""
+    _switch(name, "uncordon", form)
+
+
+@lend.command("drain", example="vmcoal drain --deadline 2m")
+@local_lender_option
+@deadline_option(60.0, "borrowers have to give everything back before it is taken")
+@output_option
+def drain(name: str | None, deadline: float, form: str) -> None:
+    """Lend nothing new, ask for everything back, and take it after the deadline.
+
+    A borrower that loses memory it still uses loses the VM.
+    """
+    _reclaim(resolve_local_lender(name), "drain", DrainRequest(deadline=deadline), deadline, form)
