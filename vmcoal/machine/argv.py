@@ -30,6 +30,7 @@ CHANNELS = ("qmp", "agent", "qga", "console")
 """The names of the listening sockets that QEMU is given, keys of ``fds``."""
 
 _AGENT_PORT = "org.vmcoal.agent.0"
+_KEYS_FILE = "opt/org.vmcoal/authorized_keys"  # vmcoal.guest.images.FW_CFG_KEYS
 _QGA_PORT = "org.qemu.guest_agent.0"
 _VGA, _NET, _SERIAL, _RNG, _USB, _BOOT_DISK, _SEED, _FIRST_DISK, _FIRST_EXPANDER = 1, 2, 3, 4, 5, 6, 7, 8, 0x10
 _PREFETCHABLE = 512
@@ -191,7 +192,8 @@ def _boot(spec: MachineSpec, folders: VmFolders) -> list[str]:
     boot = spec.boot
     if isinstance(boot, KernelBoot):
         initrd = [] if boot.initrd is None else ["-initrd", boot.initrd]
-        return ["-kernel", boot.kernel, *initrd, "-append", kernel_arguments(spec, boot)]
+        keys = [] if spec.ssh_key is None else ["-fw_cfg", f"name={_KEYS_FILE},string={spec.ssh_key}"]
+        return ["-kernel", boot.kernel, *initrd, "-append", kernel_arguments(spec, boot), *keys]
     argv: list[str] = []
     if boot.firmware == "uefi":
         for node, path, readonly in (

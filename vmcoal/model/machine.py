@@ -97,7 +97,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     ``memory`` bytes of node 0; ``dimm_slots`` hotplug slots; ``accel_reason`` why this acceleration was chosen, for
     people; ``display`` QEMU's ``-display``/``-vnc``/``-spice`` choice (``none``, ``vnc=127.0.0.1:1``, ``gtk``,
-    ``spice=…``); ``metrics`` address of the Prometheus endpoint, or ``None``; ``version`` of this structure.
+    ``spice=…``); ``ssh_key`` public key (OpenSSH, one line) that a directly booted guest is given through fw_cfg;
+    ``metrics`` address of the Prometheus endpoint, or ``None``; ``version`` of this structure.
     """
 
     version: int = 1
@@ -116,6 +117,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     disks: tuple[Disk, ...] = ()
     net: Net = Net()
     display: str = "none"
+    ssh_key: str | None = None
     metrics: str | None = None
 
     def far_node(self, node: int) -> FarNode:
