@@ -26,7 +26,20 @@ from vmcoal.model.units import format_duration, format_size
 
 _STEPS = 4
 _MACHINE_OPTIONS = (
-    *("image", "kernel", "initrd", "append", "firmware", "seed", "disks", "cpus", "memory", "accel", "qemu"),
+    *(
+        "image",
+        "image_size",
+        "kernel",
+        "initrd",
+        "append",
+        "firmware",
+        "seed",
+        "disks",
+        "cpus",
+        "memory",
+        "accel",
+        "qemu",
+    ),
     *("far_nodes", "far_cpus", "far_memory", "net", "ssh_port", "display", "metrics"),
 )
 """Options that make a machine; a VM that has one is booted again without them."""
@@ -42,6 +55,7 @@ _MACHINE_OPTIONS = (
 )
 @click.argument("vm", required=False, type=VM, metavar="[NAME]")
 @click.option("--image", metavar="FILE", help="A bootable disk image, qcow2 or raw; it is never written to.")
+@click.option("--image-size", type=SIZE, help="Make the guest's disk larger than the image.")
 @click.option("--kernel", metavar="FILE", help="A Linux kernel to boot directly.")
 @click.option("--initrd", metavar="FILE", help="Its initial RAM disk.")
 @click.option("--append", metavar="TEXT", help="Its arguments.")
@@ -95,6 +109,9 @@ def boot(
     defaults = load_config().boot
     if holder_lives(name):
         raise ConflictError(f"VM {name} runs already", hint=f"vmcoal status {name}; another one: vmcoal boot NAME")
+    exists = name in layout.known_vms()
+    if exists:
+        _refuse_changes(name, options)
     with steps() as shown:
 
         def step(number: int, text: str, fraction: float | None = None, detail: str | None = None) -> None:
@@ -102,14 +119,14 @@ def boot(
 
         step(1, "check this host")
         preflight()
-        spec = _again(name, options) or _new_machine(name, options, defaults, step, dry_run)
+        spec = _again(name) if exists else _new_machine(name, options, defaults, step, dry_run)
         if dry_run:
             shown.close()
             print_plan(boot_plan(spec), form)
             return
         folders = layout.vm_folders(name)
         folders.make()
-        prepare_files(spec, folders)
+        spec = prepare_files(spec, folders, options["image_size"])
         if foreground:
             shown.close()
             _become_controller(spec, folders)
@@ -137,13 +154,8 @@ def preflight() -> None:
 Report = Callable[..., None]
 
 
-def _again(name: str, options: dict[str, Any]) -> MachineSpec | None:
-    """Return the spec of a VM that exists and is off, or ``None`` if there is none of this name.
-
-    Raises `ConflictError` where options would make another machine of it.
-    """
-    if name not in layout.known_vms():
-        return None
+def _refuse_changes(name: str, options: dict[str, Any]) -> None:
+    """Raise `ConflictError` where options would make another machine of a VM that exists."""
     given = [option for option in _MACHINE_OPTIONS if options[option] not in (None, ())]
     if given:
         flags = ", ".join("--disk" if option == "disks" else "--" + option.replace("_", "-") for option in given)
@@ -151,6 +163,10 @@ def _again(name: str, options: dict[str, Any]) -> MachineSpec | None:
             f"VM {name} exists and has a machine of its own; {flags} would make another one",
             hint=f"vmcoal boot {name} boots it as it is; vmcoal delete {name} removes it with its disk layer",
         )
+
+
+def _again(name: str) -> MachineSpec:
+    """Return the spec of a VM that is off, with what this host can do now."""
     spec = read_spec(name)
     # what this host can do may have changed since, and the port may be taken by now
     accel, reason, _ = choose_accel("auto", spec.qemu)
@@ -179,7 +195,7 @@ def _new_machine(
     qemu = options["qemu"] or "qemu-system-x86_64"
     accel, reason, version = choose_accel(chosen("accel", defaults.accel), qemu)
     step(2, "find the image")
-    source = boot_source(options, chosen("firmware", defaults.firmware), step, dry_run)
+    source = boot_source(name, options, chosen("firmware", defaults.firmware), step, dry_run)
     net = parse_net(chosen("net", defaults.net))
     if net.mode == "user":
         net = msgspec.structs.replace(net, ssh_port=options["ssh_port"] or free_port())
@@ -221,28 +237,28 @@ def choose_accel(wanted: str, qemu: str) -> tuple[Accel, str, tuple[int, int]]:
     return Accel.TCG, f"no KVM: {probe.reason}", probe.qemu_version[:2]
 
 
-def boot_source(options: dict[str, Any], firmware: str, step: Report, dry_run: bool) -> KernelBoot | DiskBoot:
+def boot_source(
+    name: str, options: dict[str, Any], firmware: str, step: Report, dry_run: bool
+) -> KernelBoot | DiskBoot:
     """Return what is booted: the image or kernel that was given, else the default image."""
     image, kernel = options["image"], options["kernel"]
     if image and kernel:
         raise UsageError("--image and --kernel exclude each other", hint="give one of them, or none")
     if (options["initrd"] or options["append"]) and not kernel:
         raise UsageError("--initrd and --append need --kernel", hint="give --kernel FILE")
-    if not image and (options["firmware"] or options["seed"]):
-        raise UsageError("--firmware and --seed need --image", hint="give --image FILE")
+    if not image and (options["firmware"] or options["seed"] or options["image_size"]):
+        raise UsageError("--firmware, --seed and --image-size need --image", hint="give --image FILE")
     if image:
         from vmcoal.guest.overlay import inspect_image
 
         found = inspect_image(image)
-        return DiskBoot(
-            image=str(found.path), format=found.format, firmware=firmware, seed=options["seed"] is not False
-        )
+        return DiskBoot(image=found.path, format=found.format, firmware=firmware, seed=options["seed"] is not False)
     if kernel:
         return KernelBoot(kernel, options["initrd"], options["append"] or "console=ttyS0")
-    return default_source(step, dry_run)
+    return default_source(name, step, dry_run)
 
 
-def default_source(step: Report, dry_run: bool) -> KernelBoot:
+def default_source(name: str, step: Report, dry_run: bool) -> KernelBoot:
     """Return the default image, built if there is none; raises `PrerequisiteError` in a dry run without one."""
     from vmcoal.guest.images import default_boot, ensure_default_image, list_images
 
@@ -253,7 +269,8 @@ def default_source(step: Report, dry_run: bool) -> KernelBoot:
         found = default_boot(built[0])
     else:
         found = ensure_default_image(lambda text, fraction: step(2, "find the image", fraction, text))
-    return KernelBoot(str(found.kernel), str(found.initrd), found.append, found.release)
+    append = f"{found.append} hostname={name}"
+    return KernelBoot(str(found.kernel), str(found.initrd), append, found.release)
 
 
 def parse_net(text: str) -> Net:
@@ -263,19 +280,24 @@ def parse_net(text: str) -> Net:
 
 
 def parse_disk(text: str) -> Disk:
-    """Return the disk of ``FILE[,ro][,format=raw|qcow2]``; raises `UsageError`."""
+    """Return the disk of ``FILE[,ro][,format=raw|qcow2]``; without a format its header says which it is.
+
+    Raises `UsageError`, and what `vmcoal.guest.overlay.inspect_image` raises.
+    """
     path, *words = text.split(",")
-    disk = Disk(path, format="qcow2" if path.endswith(".qcow2") else "raw")
+    readonly, form = False, None
     for word in words:
         if word == "ro":
-            disk = msgspec.structs.replace(disk, readonly=True)
+            readonly = True
         elif word in ("format=raw", "format=qcow2"):
-            disk = msgspec.structs.replace(disk, format=word.removeprefix("format="))
+            form = word.removeprefix("format=")
         else:
             raise UsageError(f"--disk: {word!r} is not known", hint="write it as FILE, FILE,ro or FILE,format=qcow2")
-    if not path:
-        raise UsageError("--disk: there is no file", hint="write it as FILE, FILE,ro or FILE,format=qcow2")
-    return disk
+    if form is None:
+        from vmcoal.guest.overlay import inspect_image
+
+        form = inspect_image(path, bootable=False).format
+    return Disk(path, form, readonly)
 
 
 def free_port(wanted: int = 0) -> int:
@@ -290,19 +312,23 @@ def free_port(wanted: int = 0) -> int:
         return int(sock.getsockname()[1])
 
 
-def prepare_files(spec: MachineSpec, folders: layout.VmFolders) -> None:
-    """Make what the machine needs on disk, where it is not there already: SSH key, disk layer, seed."""
+def prepare_files(spec: MachineSpec, folders: layout.VmFolders, size: int | None = None) -> MachineSpec:
+    """Make what the machine needs on disk, where it is not there already: SSH key, disk layer, seed.
+
+    ``size`` in bytes of the guest's disk, ``None`` for the image's own. Returns the spec with the SSH key.
+    """
     from vmcoal.fabric.identity import load_identity
 
-    key = load_identity(folders.ssh_key)
+    key = load_identity(folders.ssh_key).public
     if isinstance(spec.boot, DiskBoot):
         from vmcoal.guest.overlay import make_overlay
         from vmcoal.guest.seed import make_seed
 
         if not folders.overlay.exists():
-            make_overlay(spec.boot.image, spec.boot.format, folders.overlay)
+            make_overlay(spec.boot.image, spec.boot.format, folders.overlay, size=size)
         if spec.boot.seed:
-            make_seed(folders.seed, name=spec.name, identity=spec.uuid, ssh_key=key.public)
+            make_seed(folders.seed, name=spec.name, identity=spec.uuid, ssh_key=key)
+    return msgspec.structs.replace(spec, ssh_key=key)
 
 
 def _start(spec: MachineSpec, until: str, deadline: float, step: Report, shown: Steps) -> VmStatus:
@@ -322,9 +348,7 @@ def _start(spec: MachineSpec, until: str, deadline: float, step: Report, shown: 
     step(4, "wait for the guest")
     try:
         left = max(1.0, ends - time.monotonic())
-        return vm_call(
-            name, "wait", WaitRequest(until="agent", deadline=left), result=VmStatus, deadline=left + 10, quiet=True
-        )
+        return vm_call(name, "wait", WaitRequest(until="agent", deadline=left), result=VmStatus, deadline=left + 10)
     except KeyboardInterrupt:
         shown.close(failed=True)
         note(f"VM {name} runs on; vmcoal status {name} shows it, vmcoal shutdown {name} ends it")

@@ -138,7 +138,7 @@ def console(vm: str | None) -> None:
         sock.setblocking(True)
         with _raw_terminal():
             _shuttle(sock)
-    note("\nleft the console")
+    note("left the console")
 
 
 def _shuttle(sock: Any) -> None:

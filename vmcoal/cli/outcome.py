@@ -85,13 +85,12 @@ def _from_click(error: click.ClickException) -> VmcoalError:
 
 def _interrupted(error: BaseException | None) -> int:
     said = getattr(error, "error", None)
-    click.echo("", err=True)
     if isinstance(said, VmcoalError):
-        click.echo(f"vmcoal: cancelled: {printable(str(said))}", err=True)
+        click.echo(f"\nvmcoal: cancelled: {printable(str(said))}", err=True)
         if said.left:
             click.echo(f"  left: {printable(said.left)}", err=True)
     else:
-        click.echo("vmcoal: cancelled", err=True)
+        click.echo("\nvmcoal: cancelled", err=True)
     return INTERRUPTED
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import click
 import msgspec
 
 from vmcoal import layout
@@ -30,13 +31,16 @@ def vm_call(
     stdin: int | None = None,
     terminal_size: Callable[[], tuple[int, int]] | None = None,
     deadline: float | None = None,
-    quiet: bool = False,
+    undone: bool = False,
 ) -> T:
     """Call a VM's controller (see `vmcoal.controller.client.call`); one that died while its VM lives is started again.
-    ``quiet``: nothing is said when Ctrl-C cancels the call, as it undoes nothing.
+    ``undone``: Ctrl-C undoes what the call began, which is said because it takes a moment.
 
     Raises `PrerequisiteError` if the VM does not run.
     """
+
+    def say_undone() -> None:
+        click.echo("\ncancelling: what was begun is undone (Ctrl-C again: do not wait for it)", err=True)
 
     def attempt() -> T:
         return call(
@@ -47,9 +51,7 @@ def vm_call(
             peer=f"the controller of VM {name}",
             on_progress=on_progress,
             on_output=on_output,
-            on_cancel=None
-            if quiet
-            else lambda: note("\ncancelling; what was begun is undone (Ctrl-C again: do not wait)"),
+            on_cancel=say_undone if undone else None,
             stdin=stdin,
             terminal_size=terminal_size,
             deadline=deadline,
@@ -65,7 +67,7 @@ def vm_call(
 def vm_steps(name: str, method: str, params: msgspec.Struct | None, *, result: type[T]) -> T:
     """Call a VM's controller and show its steps on stderr."""
     with steps() as shown:
-        return vm_call(name, method, params, result=result, on_progress=shown)
+        return vm_call(name, method, params, result=result, on_progress=shown, undone=True)
 
 
 def revive(name: str) -> None:
