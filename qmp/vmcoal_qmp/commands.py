@@ -78,8 +78,15 @@ async def query_chardev(qmp: Executor, *, deadline: float = DEADLINE) -> list[ty
 async def object_add(
     qmp: Executor, qom_type: str, object_id: str, props: Mapping[str, Any] | None = None, *, deadline: float = DEADLINE
 ) -> None:
-    """Create a user object (``/objects/ID``); ``props`` go beside its type and id, as QEMU takes them since 6.0."""
-    await qmp.execute("object-add", {"qom-type": qom_type, "id": object_id, **(props or {})}, deadline=deadline)
+    """Create a user object (``/objects/ID``); ``props`` go beside its type and id, as QEMU takes them since 6.0.
+
+    Raises `ValueError` for a negative ``size``: QEMU would abort.
+    """
+    props = props or {}
+    size = props.get("size", 0)
+    if isinstance(size, int) and size < 0:
+        raise ValueError(f"size of {object_id} is negative: {size}")
+    await qmp.execute("object-add", {"qom-type": qom_type, "id": object_id, **props}, deadline=deadline)
 
 
 async def object_del(qmp: Executor, object_id: str, *, deadline: float = DEADLINE) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+
+from vmcoal_qmp import Transcript
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": "fake"}, "capabilities": []}}
 
@@ -95,3 +97,67 @@ async def qmp_server(path: Path, script: Script) -> AsyncIterator[Path]:
         for task in late:
             task.cancel()
         await asyncio.gather(*sessions)
+
+
+class Tape(Transcript):
+    """Records one session in a form that does not change from run to run: the folder of the test becomes ``$DIR``,
+    an answer carries the number of the request it belongs to, times and thread numbers are fixed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "qmp.log")
+        self._folder = str(folder)
+        self._lines: list[dict[str, Any]] = []
+        self._numbers: dict[Any, int] = {}
+
+    def record(self, direction: str, message: Mapping[str, Any]) -> None:
+        super().record(direction, message)
+        plain = json.loads(json.dumps(dict(message)).replace(self._folder, "$DIR"))
+        if direction == "out":
+            self._numbers[plain.pop("id", None)] = len(self._numbers)
+        elif "event" in plain:
+            plain["timestamp"] = {"seconds": 1700000000, "microseconds": 0}
+        elif "QMP" not in plain:
+            plain["id"] = self._numbers[plain.get("id")]
+        self._lines.append({"dir": direction, "msg": _steady(plain)})
+
+    def save(self, path: Path, *, ended_by_qemu: bool) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [*self._lines, {"dir": "end"}] if ended_by_qemu else self._lines
+        path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+
+
+def _steady(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: 1 if key == "thread-id" and isinstance(item, int) and item > 9 else _steady(item)
+            for key, item in value.items()
+        }
+    return [_steady(item) for item in value] if isinstance(value, list) else value
+
+
+def replay(tape: Path, folder: Path) -> Script:
+    """Return a script that plays QEMU's side of ``tape``: each request must be the recorded one, and gets what was said
+    after it, events included, in the recorded order."""
+    lines = [json.loads(line) for line in tape.read_text().replace("$DIR", str(folder)).splitlines()]
+
+    async def script(peer: Peer) -> None:
+        ids: list[Any] = []
+        for line in lines:
+            if line["dir"] == "end":
+                peer.hang_up()
+                return
+            message = line["msg"]
+            if line["dir"] == "in":
+                if "id" in message:
+                    answered = ids[message["id"]]
+                    message = {key: value for key, value in message.items() if key != "id"}
+                    message |= {} if answered is None else {"id": answered}
+                await peer.send(message)
+                continue
+            request = await peer.receive()
+            assert request is not None, f"{tape.name}: the client left before {message}"
+            ids.append(request.pop("id", None))
+            assert request == message, f"{tape.name}: the recorded client said {message}, this one {request}"
+        await peer.until_gone()
+
+    return script
