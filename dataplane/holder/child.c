@@ -110,11 +110,17 @@ static int pump_open(struct pump *pump)
 	return ends[1];
 }
 
-static void child_free(struct child *child)
+/* Close the descriptors kept for restarts. Whoever waits for the other end of one learns at once that it is over. */
+static void release_fds(struct child *child)
 {
 	for (unsigned i = 0; i < FDS_MAX; i++)
 		if (child->fds[i] >= 0)
-			close(child->fds[i]);
+			close(take_fd(&child->fds[i]));
+}
+
+static void child_free(struct child *child)
+{
+	release_fds(child);
 	log_close(child->out.log);
 	log_close(child->err.log);
 	free(child->packet);
@@ -183,6 +189,7 @@ static void child_ended(struct child *child, enum child_state ended, int code, i
 		timer_arm(loop, &child->timer, delay < RESTART_DELAY_MAX_MS ? delay : RESTART_DELAY_MAX_MS);
 	} else {
 		child->state = ended;
+		release_fds(child);
 	}
 	child->all->ended(child->all, child, false);
 }
@@ -264,6 +271,8 @@ struct child *children_spawn(struct children *children, const struct request *re
 		child_free(child);
 		return NULL;
 	}
+	if (request->restart == RESTART_NEVER)
+		release_fds(child);
 	TAILQ_INSERT_TAIL(&children->list, child, link);
 	children->count++;
 	return child;
@@ -278,6 +287,7 @@ void child_stop(struct child *child, int64_t grace_ms)
 	if (child->state == CHILD_WAITING) {
 		timer_cancel(loop, &child->timer);
 		child->state = child->ended;
+		release_fds(child);
 		child->all->ended(child->all, child, true);
 	} else if (child->state == CHILD_RUNNING) {
 		if (first) {

@@ -18,7 +18,7 @@ struct options {
 	const char *socket, *exits, *name;
 	int ready_fd;
 	bool detach;
-	long idle_seconds;
+	double idle_seconds;
 };
 
 static const char usage[] =
@@ -41,6 +41,14 @@ static bool parse_number(const char *text, long max, long *value)
 	errno = 0;
 	*value = strtol(text, &end, 10);
 	return !errno && end != text && !*end && *value >= 0 && *value <= max;
+}
+
+static bool parse_seconds(const char *text, double *value)
+{
+	char *end;
+
+	*value = strtod(text, &end);
+	return end != text && !*end && *value >= 0 && *value <= 1e6;
 }
 
 static bool parse_options(int argc, char **argv, struct options *options)
@@ -77,7 +85,7 @@ static bool parse_options(int argc, char **argv, struct options *options)
 			options->detach = true;
 			break;
 		case IDLE:
-			if (!parse_number(optarg, 1000000, &options->idle_seconds)) {
+			if (!parse_seconds(optarg, &options->idle_seconds)) {
 				fprintf(stderr, "vmcoal-holder: --idle-exit %s is not a number of seconds\n", optarg);
 				return false;
 			}
@@ -213,7 +221,7 @@ static int open_everything(struct holder *holder, struct signals *signals, const
 	umask(077);
 
 	holder->name = options->name;
-	holder->idle_ms = options->idle_seconds * 1000;
+	holder->idle_ms = (int64_t)(options->idle_seconds * 1000);
 	holder->idle.fire = holder_idle_fired;
 	LIST_INIT(&holder->connections);
 	store_init(&holder->store);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket as socket_module
 from builtins import list as List  # noqa: N812
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ __all__ = [
 
 _ANSWER = 10.0
 _DEATH = 10.0
+_LAUNCH = 5.0
 _TAKEN = 3
 _Errors = Mapping[str, type[VmcoalError]]
 _ERRORS: _Errors = {
@@ -101,8 +103,8 @@ class Holder:
         """Start a holder that outlives this process, its session and its terminal, and connect to it.
 
         ``folders`` must exist; ``name`` is shown by ps. Raises `ConflictError` where a holder serves these folders,
-        `PrerequisiteError` where the program is missing, `ExecutionError` where it fails, `DeadlineError`. Where this
-        is cancelled or late, the holder ends by itself.
+        `PrerequisiteError` where the program is missing, `ExecutionError` where it fails, `DeadlineError`. A start that
+        is cancelled or late leaves no holder behind.
         """
         binary = find_binary("vmcoal-holder")
         arguments: List[str | Path] = [
@@ -114,12 +116,17 @@ class Holder:
             name,
             "--detach",
         ]
+        launch = asyncio.ensure_future(_launch(binary, arguments))
         try:
             async with asyncio.timeout(deadline):
-                await _launch(binary, arguments)
+                await asyncio.shield(launch)
                 return await cls.connect(folders.holder_socket, deadline=deadline)
-        except TimeoutError:
-            raise DeadlineError(f"the holder did not start within {deadline:g} s") from None
+        except BaseException as error:
+            if await _launched(launch):
+                _end_holder(folders.holder_socket)
+            if isinstance(error, TimeoutError):
+                raise DeadlineError(f"the holder did not start within {deadline:g} s") from None
+            raise
 
     @classmethod
     async def connect(cls, socket: Path, *, deadline: float) -> Self:
@@ -354,7 +361,7 @@ async def _launch(binary: Path, arguments: Sequence[str | Path]) -> None:
     try:
         _, stderr = await process.communicate()
     finally:
-        # Without its starter the holder ends by itself.
+        # Before it listens the holder ends when its starting half is gone.
         if process.returncode is None:
             process.kill()
             await process.wait()
@@ -362,6 +369,27 @@ async def _launch(binary: Path, arguments: Sequence[str | Path]) -> None:
         message = stderr.decode(errors="replace").strip().removeprefix("vmcoal-holder: ")
         kind = ConflictError if process.returncode == _TAKEN else ExecutionError
         raise kind(f"the holder did not start: {message}", argv=[str(binary), *map(str, arguments)])
+
+
+async def _launched(launch: asyncio.Future[None]) -> bool:
+    """Return whether a launch that is no longer wanted succeeded. It takes milliseconds, so it is not cut short: only
+    its end tells whether there is a holder to end."""
+    _, late = await asyncio.wait({launch}, timeout=_LAUNCH)
+    if late:
+        launch.cancel()
+        await asyncio.wait({launch})
+    return not launch.cancelled() and launch.exception() is None
+
+
+def _end_holder(path: Path) -> None:
+    """Tell the holder to end, without waiting for it."""
+    with (
+        contextlib.suppress(OSError),
+        socket_module.socket(socket_module.AF_UNIX, socket_module.SOCK_SEQPACKET) as sock,
+    ):
+        sock.setblocking(False)
+        sock.connect(os.fspath(path))
+        sock.send(encode("shutdown", ("grace-ms", 0)))
 
 
 @contextlib.asynccontextmanager
