@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -241,7 +243,7 @@ async def test_another_protocol_version_is_refused_with_what_to_upgrade(
         with pytest.raises(PrerequisiteError, match=rf"borrower speaks protocol {theirs} \(vmcoal 0.1.0\)") as caught:
             await connect(pair, server)
         older = "borrower" if theirs < m.PROTOCOL else "lender"
-        assert caught.value.hint == f"upgrade vmcoal on the host of the {older}"
+        assert caught.value.hint == f"upgrade vmcoal on the {older}"
         assert caught.value.host == "small"
 
 
@@ -273,6 +275,25 @@ async def test_an_inherited_socket_is_used(pair: Pair) -> None:
         await (await connect(pair, server)).close()
 
 
+@pytest.mark.parametrize(
+    ("listen", "connect_to", "address"),
+    [("::1", "::1", "::1"), ("::", "127.0.0.1", "127.0.0.1"), (None, "localhost", None)],
+)
+async def test_addresses_have_one_form(pair: Pair, listen: str | None, connect_to: str, address: str | None) -> None:
+    lender = SmallLender()
+    if listen == "::":
+        listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+        options: dict[str, object] = {"sock": listener}
+    else:
+        options = {"host": listen}
+    async with pair.serving(lender, **options) as server:
+        session = await LenderSession.connect(pair.record(server.port, host=connect_to), pair.borrower, "vm1")
+        (peer,) = lender.peers
+        assert peer.address == session.peer_address
+        assert address in (None, peer.address)
+        await session.close()
+
+
 async def test_the_window_of_failed_logins(pair: Pair, tmp_path: Path) -> None:
     stranger = load_identity(tmp_path / "stranger")
     async with pair.serving(SmallLender(), limits=Limits(failures=2)) as server:
@@ -281,3 +302,9 @@ async def test_the_window_of_failed_logins(pair: Pair, tmp_path: Path) -> None:
                 await LenderSession.connect(pair.record(server.port), stranger, "vm1")
         with pytest.raises(UnreachableError, match="before login was done"):
             await connect(pair, server)
+
+
+@pytest.mark.parametrize("module", ["session", "pairing", "identity", "probe", "wire"])
+def test_importing_is_cheap(module: str) -> None:
+    check = f"import sys, vmcoal.fabric.{module}; sys.exit('asyncssh' in sys.modules or 'spake2' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)

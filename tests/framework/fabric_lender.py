@@ -112,10 +112,8 @@ class Pair:
 
     @asynccontextmanager
     async def serving(self, handler: Any, **options: Any) -> AsyncIterator[FabricServer]:
-        options = {"host": "127.0.0.1", "port": 0} | options
-        server = await FabricServer.start(
-            name="small", host_key=self.lender, borrowers=self.known.get, handler=handler, **options
-        )
+        options = {"host": "127.0.0.1", "port": 0, "borrowers": self.known.get} | options
+        server = await FabricServer.start(name="small", host_key=self.lender, handler=handler, **options)
         try:
             yield server
         finally:

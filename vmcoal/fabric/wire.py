@@ -129,7 +129,7 @@ def check_protocol(protocol: int, theirs: str, *, peer: str, own: str, software:
     raise PrerequisiteError(
         f"{peer} speaks protocol {protocol} (vmcoal {clean(theirs) or 'unknown'}), "
         f"{own} speaks protocol {m.PROTOCOL} (vmcoal {software})",
-        hint=f"upgrade vmcoal on the host of {older}",
+        hint=f"upgrade vmcoal on {older}",
     )
 
 
