@@ -111,3 +111,9 @@ def test_kernel_arguments_of_the_user_come_last() -> None:
     assert kernel_arguments(KERNEL, KERNEL.boot).endswith(" quiet")
     bare = msgspec.structs.replace(KERNEL, far_nodes=(), memory=512 * MIB)
     assert kernel_arguments(bare, KernelBoot("/boot/vmlinuz")) == "console=ttyS0"
+
+
+def test_ssh_key_reaches_a_kernel_through_the_firmware_interface() -> None:
+    spec = msgspec.structs.replace(KERNEL, ssh_key="ssh-ed25519 AAAA me,here")
+    argv = qemu_argv(spec, FOLDERS, FDS)
+    assert argv[argv.index("-fw_cfg") + 1] == "name=opt/org.vmcoal/authorized_keys,string=ssh-ed25519 AAAA me,,here"

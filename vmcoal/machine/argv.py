@@ -192,7 +192,9 @@ def _boot(spec: MachineSpec, folders: VmFolders) -> list[str]:
     boot = spec.boot
     if isinstance(boot, KernelBoot):
         initrd = [] if boot.initrd is None else ["-initrd", boot.initrd]
-        keys = [] if spec.ssh_key is None else ["-fw_cfg", f"name={_KEYS_FILE},string={spec.ssh_key}"]
+        # a comma in the key's comment is doubled, as QEMU wants it
+        key = None if spec.ssh_key is None else spec.ssh_key.replace(",", ",,")
+        keys = [] if key is None else ["-fw_cfg", f"name={_KEYS_FILE},string={key}"]
         return ["-kernel", boot.kernel, *initrd, "-append", kernel_arguments(spec, boot), *keys]
     argv: list[str] = []
     if boot.firmware == "uefi":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from vmcoal.machine.cpu import places_taken
-from vmcoal.machine.pci import devices_behind_ports
+from vmcoal.machine.names import is_backend_id, port_id
+from vmcoal.machine.pci import behind
 from vmcoal.machine.qmp_errors import translated
 from vmcoal.machine.seam import Monitor
 from vmcoal.model.attachment import MemoryStyle
@@ -40,8 +42,10 @@ class PluggedPci:
 
 @dataclass(frozen=True)
 class PluggedState:
-    """Everything in the far nodes. ``cpus`` by node and core; ``backends`` every memory backend that was plugged or is
-    left over, without the near node's."""
+    """Everything in the far nodes.
+
+    ``cpus`` by node and core; ``backends`` every memory backend of a lease, in use or left over.
+    """
 
     cpus: frozenset[tuple[int, int]]
     memory: tuple[PluggedMemory, ...]
@@ -64,7 +68,7 @@ class PluggedState:
 
 
 async def describe(monitor: Monitor, spec: MachineSpec, *, deadline: float = 10.0) -> PluggedState:
-    """Read back what is plugged; ``deadline`` is for each of the four questions.
+    """Read back what is plugged; ``deadline`` is for each question.
 
     Raises `RefusedError`, `DeadlineError`, `UnreachableError`.
     """
@@ -73,7 +77,8 @@ async def describe(monitor: Monitor, spec: MachineSpec, *, deadline: float = 10.
         cpus = await commands.query_hotpluggable_cpus(monitor, deadline=deadline)
         memory = await commands.query_memory_devices(monitor, deadline=deadline)
         memdevs = await commands.query_memdev(monitor, deadline=deadline)
-        buses = await commands.query_pci(monitor, deadline=deadline)
+    ports = [(node.node, number) for node in spec.far_nodes for number in range(node.ports)]
+    found = await asyncio.gather(*(behind(monitor, port_id(*port), deadline=deadline) for port in ports))
     taken = ((place.props.socket_id, place.props.core_id or 0) for place in places_taken(cpus))
     return PluggedState(
         cpus=frozenset((socket, core) for socket, core in taken if socket is not None and socket in far),
@@ -91,6 +96,10 @@ async def describe(monitor: Monitor, spec: MachineSpec, *, deadline: float = 10.
             for device in memory
             if not isinstance(device, OtherMemoryDevice)
         ),
-        backends=frozenset(memdev.id for memdev in memdevs if memdev.id is not None and memdev.id != "near-ram"),
-        pci=tuple(PluggedPci(device.qdev_id, *port) for port, device in devices_behind_ports(buses) if device.qdev_id),
+        backends=frozenset(memdev.id for memdev in memdevs if memdev.id is not None and is_backend_id(memdev.id)),
+        pci=tuple(
+            PluggedPci(device, node, number)
+            for (node, number), devices in zip(ports, found, strict=True)
+            for device in devices
+        ),
     )

@@ -1,4 +1,4 @@
-"""The ids that vmcoal gives to QEMU objects, and how they are read back after a crash.
+"""The ids that vmcoal gives to QEMU objects, which are also how they are found again after a crash.
 
 A vCPU is ``far<node>-cpu<core>``; a root port ``far<node>-port<n>`` on expander ``far<node>-pxb``; of a memory
 lease the backend is ``mem-<lease>`` and the device ``dimm-<lease>`` or ``vmem-<lease>``.
@@ -12,9 +12,8 @@ from typing import NamedTuple
 from vmcoal.errors import UsageError
 from vmcoal.model.attachment import MemoryStyle
 
-_CPU = re.compile(r"far(\d{1,3})-cpu(\d{1,4})")
-_PORT = re.compile(r"far(\d{1,3})-port(\d{1,3})")
 _LEASE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_BACKEND = "mem-"
 _DEVICE = {MemoryStyle.DIMM: "dimm-", MemoryStyle.GRANULAR: "vmem-"}
 
 
@@ -31,26 +30,17 @@ def memory_ids(lease: str, style: MemoryStyle) -> MemoryIds:
         raise UsageError(
             f"{lease!r} cannot be a lease id", hint="use small letters, digits, dots, hyphens, underscores"
         )
-    return MemoryIds(f"mem-{lease}", f"{_DEVICE[style]}{lease}")
+    return MemoryIds(f"{_BACKEND}{lease}", f"{_DEVICE[style]}{lease}")
 
 
-def lease_of(identifier: str) -> str | None:
-    """Return the lease that a backend's or memory device's id belongs to, or ``None`` if it is not of ours."""
-    for prefix in ("mem-", *_DEVICE.values()):
-        if identifier.startswith(prefix):
-            return identifier[len(prefix) :]
-    return None
+def is_backend_id(identifier: str) -> bool:
+    """Return whether ``identifier`` is that of a lease's memory backend."""
+    return identifier.startswith(_BACKEND)
 
 
 def cpu_id(node: int, core: int) -> str:
     """Return the id of vCPU ``core`` of far node ``node``."""
     return f"far{node}-cpu{core}"
-
-
-def parse_cpu_id(identifier: str) -> tuple[int, int] | None:
-    """Return node and core of a vCPU's id, or ``None`` if it is not one."""
-    match = _CPU.fullmatch(identifier)
-    return (int(match[1]), int(match[2])) if match else None
 
 
 def expander_id(node: int) -> str:
@@ -61,9 +51,3 @@ def expander_id(node: int) -> str:
 def port_id(node: int, port: int) -> str:
     """Return the id of root port ``port`` of far node ``node``."""
     return f"far{node}-port{port}"
-
-
-def parse_port_id(identifier: str) -> tuple[int, int] | None:
-    """Return node and number of a root port's id, or ``None`` if it is not one."""
-    match = _PORT.fullmatch(identifier)
-    return (int(match[1]), int(match[2])) if match else None

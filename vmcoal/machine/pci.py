@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from vmcoal.errors import ConflictError
-from vmcoal.machine.names import parse_port_id, port_id
+from vmcoal.machine.names import port_id
 from vmcoal.machine.qmp_errors import is_busy, translated
 from vmcoal.machine.seam import Monitor
 from vmcoal.machine.unplug import Clock, remove_device
 from vmcoal.model.machine import FarNode
 from vmcoal_qmp import QmpCommandError, commands
-from vmcoal_qmp.types import PciBus, PciDevice
 
 _RETRY = 0.25
 
@@ -28,7 +27,7 @@ async def plug(
     """
     clock = Clock(deadline)
     with translated(f"plug {device} into node {far.node}"):
-        port = free_port(await commands.query_pci(monitor, deadline=clock.command()), far)
+        port = await free_port(monitor, far, deadline=clock.command())
         while True:
             try:
                 await commands.device_add(monitor, driver, device, {**props, "bus": port}, deadline=clock.command())
@@ -49,20 +48,23 @@ async def unplug(monitor: Monitor, device: str, *, deadline: float) -> None:
     await remove_device(monitor, device, f"PCI device {device}", deadline=deadline)
 
 
-def free_port(buses: list[PciBus], far: FarNode) -> str:
+async def free_port(monitor: Monitor, far: FarNode, *, deadline: float = 10.0) -> str:
     """Return the id of the first root port of ``far`` with nothing behind it; raises `ConflictError`."""
-    taken = {port for port, _ in devices_behind_ports(buses)}
     for number in range(far.ports):
-        if (far.node, number) not in taken:
-            return port_id(far.node, number)
+        port = port_id(far.node, number)
+        if not await behind(monitor, port, deadline=deadline):
+            return port
     raise ConflictError(f"all {far.ports} PCI ports of node {far.node} are taken", hint="detach a device from it first")
 
 
-def devices_behind_ports(buses: list[PciBus]) -> Iterator[tuple[tuple[int, int], PciDevice]]:
-    """Yield each device behind a far node's root port, with the node and number of the port."""
-    for bus in buses:
-        for device in bus.devices:
-            port = parse_port_id(device.qdev_id)
-            if port is not None and device.pci_bridge is not None:
-                for behind in device.pci_bridge.devices:
-                    yield port, behind
+async def behind(monitor: Monitor, port: str, *, deadline: float = 10.0) -> list[str]:
+    """Return the ids of the devices behind root port ``port``.
+
+    Read from QEMU's objects: query-pci goes by the bus numbers that the firmware has yet to give.
+    """
+    bus = f"/machine/peripheral/{port}/{port}"
+    with translated(f"tell what is behind {port}"):
+        properties = await commands.qom_list(monitor, bus, deadline=deadline)
+        children = [one.name for one in properties if one.name.startswith("child[")]
+        paths = [str(await commands.qom_get(monitor, bus, name, deadline=deadline)) for name in children]
+    return [path.rpartition("/")[2] for path in paths]
