@@ -35,10 +35,10 @@ def _write(text: str) -> int:
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        from vmcoal.cli.outcome import hush_stdout
+    except OSError as error:
+        from vmcoal.cli.outcome import report_os_error
 
-        return hush_stdout()
+        return report_os_error(error)
     return 0
 
 

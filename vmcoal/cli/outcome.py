@@ -6,6 +6,7 @@ in a guest, the code of that command.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import click
 
-from vmcoal.errors import InternalError, UsageError, VmcoalError
+from vmcoal.errors import ExecutionError, InternalError, UsageError, VmcoalError
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 _KEPT_CRASHES = 20
 _STDERR_LINES = 10
+_NO_DEFECT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
 
 
 def guarded(arguments: list[str]) -> int:
@@ -38,8 +40,8 @@ def guarded(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort) as error:
         cause = error.__cause__ if isinstance(error, click.Abort) else error
         return _interrupted(cause)
-    except BrokenPipeError:
-        return hush_stdout()
+    except OSError as error:
+        return report_os_error(error)
     except Exception as error:
         return _defect(error)
     return code if isinstance(code, int) else 0
@@ -69,10 +71,23 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def hush_stdout() -> int:
-    """Keep the interpreter from complaining about a closed stdout when it ends; return the exit code for it."""
+def report_os_error(error: OSError) -> int:
+    """Report what the system refused: a closed stdout quietly, a full disk as such, the rest as a defect."""
+    if isinstance(error, BrokenPipeError):
+        _hush_stdout()
+        return BROKEN_PIPE
+    if error.errno not in _NO_DEFECT:
+        return _defect(error)
+    _debug_traceback()
+    if error.filename is None:
+        _hush_stdout()
+    where = f"cannot write {error.filename or 'stdout'}: "
+    return report(ExecutionError(where + (error.strerror or str(error)), hint="check the disk's space and its mode"))
+
+
+def _hush_stdout() -> None:
+    """Keep the interpreter from writing again what it could not write, when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return BROKEN_PIPE
 
 
 def _from_click(error: click.ClickException) -> VmcoalError:
@@ -86,11 +101,11 @@ def _from_click(error: click.ClickException) -> VmcoalError:
 def _interrupted(error: BaseException | None) -> int:
     said = getattr(error, "error", None)
     if isinstance(said, VmcoalError):
-        click.echo(f"\nvmcoal: cancelled: {printable(str(said))}", err=True)
+        click.echo(f"vmcoal: cancelled: {printable(str(said))}", err=True)
         if said.left:
             click.echo(f"  left: {printable(said.left)}", err=True)
     else:
-        click.echo("\nvmcoal: cancelled", err=True)
+        click.echo("vmcoal: cancelled", err=True)
     return INTERRUPTED
 
 

@@ -133,7 +133,7 @@ def vm_text(status: VmStatus) -> str:
         ("Acceleration", f"{status.accel.value}{reason}"),
         ("Near node", f"{vcpus(status.cpus)}, {format_size(status.memory)}"),
         ("Far vCPUs", f"{status.cpu_mode.value}: {_CPU_MODES[status.cpu_mode.value]}"),
-        ("Agent", status.agent),
+        ("Agent", status.agent if status.state not in ("stopped", "failed") else None),
         ("QEMU", status.qemu_version),
         ("Processes", _processes(status)),
         ("SSH", f"vmcoal ssh {status.name} (port {status.ssh_port})" if status.ssh_port else None),
