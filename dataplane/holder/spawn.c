@@ -61,8 +61,11 @@ static int lift(int fd, int floor, int pipe)
 static int place_descriptors(const struct launch *launch, int pipe)
 {
 	const struct request *request = launch->request;
-	int lifted[FDS_MAX], in, out, err, floor = TARGET_MAX + 1;
+	int lifted[FDS_MAX], in, out, err, floor = TARGET_MIN;
 
+	for (unsigned i = 0; i < request->targetc; i++)
+		if (request->targets[i] >= floor)
+			floor = request->targets[i] + 1;
 	pipe = lift(pipe, floor, pipe);
 	out = lift(launch->out, floor, pipe);
 	err = lift(launch->err, floor, pipe);

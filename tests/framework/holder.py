@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import resource
 import select
 import socket
 import subprocess
@@ -32,18 +33,25 @@ class RawClient:
 
     def receive(self) -> list[str]:
         """Return the fields of the next packet; none at the end of the connection."""
-        return self.socket.recv(1 << 16).decode().split("\0")[:-1]
+        return self.socket.recv(1 << 16).decode(errors="replace").split("\0")[:-1]
 
     def ask(self, *fields: str, fds: Sequence[int] = ()) -> list[str]:
         self.send("".join(f"{field}\0" for field in fields).encode(), fds)
         return self.receive()
 
     def hung_up(self) -> bool:
-        """Wait for the end of the connection."""
+        """Return whether the next thing that comes is the end of the connection."""
         try:
             return self.socket.recv(1 << 16) == b""
         except ConnectionResetError:
             return True
+
+    def served(self) -> bool:
+        """Return whether it is answered, and not hung up on."""
+        try:
+            return self.ask("list")[:1] == ["ok"]
+        except (BrokenPipeError, ConnectionResetError):
+            return False
 
     def close(self) -> None:
         self.socket.close()
@@ -73,6 +81,15 @@ class ForegroundHolder:
         with self.client() as client:
             assert client.ask("list")[0] == "ok"
             return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    @property
+    def sanitized(self) -> bool:
+        """Whether it was built with the address sanitizer."""
+        return b"__asan_init" in Path(f"/proc/{self.pid}/exe").read_bytes()
+
+    def resident(self) -> int:
+        """Return its resident memory in bytes."""
+        return self.stat(24) * resource.getpagesize()
 
     def stat(self, field: int) -> int:
         """Return a field of /proc/PID/stat, numbered as in proc(5)."""
