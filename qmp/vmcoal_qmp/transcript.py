@@ -71,10 +71,11 @@ class Transcript:
             self._fd = -1
 
     def _write(self, line: bytes) -> None:
-        if self._fd >= 0 and self._size + len(line) > self._limit:
+        if self._fd < 0:
+            self._open()
+        if self._size and self._size + len(line) > self._limit:
             self.close()
             self.path.replace(self.path.with_name(self.path.name + ".1"))
-        if self._fd < 0:
             self._open()
         if self._torn:
             line = b"\n" + line

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -115,6 +116,12 @@ class BareQemu:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
+    def close(self) -> None:
+        """End QEMU, for a caller that did not get to talk to it."""
+        self.kill()
+        self.process.wait()
+        os.close(self.pidfd)
+
     def evidence(self) -> list[tuple[str, str]]:
         """Return what to show of a failure, as titles and texts."""
         texts = [("argv", " ".join(self.argv))]
@@ -124,8 +131,9 @@ class BareQemu:
         return texts
 
 
-def _die_with_parent() -> None:
+def _in_child() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed test run leaves no QEMU
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def spawn(binary: str, folder: Path, arguments: Sequence[str]) -> BareQemu:
@@ -147,7 +155,7 @@ def spawn(binary: str, folder: Path, arguments: Sequence[str]) -> BareQemu:
                 stdout=log,
                 stderr=log,
                 pass_fds=[fd],
-                preexec_fn=_die_with_parent,  # one thread only here
+                preexec_fn=_in_child,  # one thread only here
             )
     return BareQemu(binary, argv, folder, path, stderr, folder / "qmp.log", process, os.pidfd_open(process.pid))
 
@@ -168,9 +176,7 @@ async def running_qemu(
         async with qemu.client:
             yield qemu
     finally:
-        qemu.kill()
-        await qemu.exited()
-        os.close(qemu.pidfd)
+        qemu.close()
         transcript.close()
 
 
