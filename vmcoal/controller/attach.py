@@ -168,7 +168,7 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
         if request.memory:
             loans.append(await _attach_memory(vm, request, journey, trans))
         if request.cpus:
-            loans.append(await _attach_cpus(vm, request, journey, trans))
+            loans += await _attach_cpus(vm, request, journey, trans)
         trans.say("verify in the guest")
         verified = await _verify(vm, loans, notes)
         for loan in loans:
@@ -319,22 +319,26 @@ async def _resize(vm: Vm, device: str, size: int, deadline: float, trans: Transa
         )
 
 
-async def _attach_cpus(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction) -> Loan:
+async def _attach_cpus(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction) -> list[Loan]:
     far, mode = journey.far, vm.spec.cpu_mode
     trans.say(f"lease and plug {_vcpus(request.cpus)} into node {far.node}")
-    granted = await _lease(vm, journey, trans, ResourceKind.CPU, request.cpus, request.cpus)
-    loan = Loan(
-        lease=granted.lease,
-        node=far.node,
-        state=AttachmentState.ATTACHING,
-        since=time.time(),
-        link=journey.link,
-        cpu_engine=request.engine,
-        engine=request.engine,
-        cores=journey.cores,
-    )
-    async with trans.step("book", lease=loan.id):
-        vm.book.put(loan)
+    loans = []
+    for core in journey.cores:
+        # A lease for each, so that they can leave one by one.
+        granted = await _lease(vm, journey, trans, ResourceKind.CPU, 1, 1)
+        loan = Loan(
+            lease=granted.lease,
+            node=far.node,
+            state=AttachmentState.ATTACHING,
+            since=time.time(),
+            link=journey.link,
+            cpu_engine=request.engine,
+            engine=request.engine,
+            core=core,
+        )
+        async with trans.step("book", lease=loan.id):
+            vm.book.put(loan)
+        loans.append(loan)
     started = time.monotonic()
     if mode is not CpuMode.PARKED:
         plugged = await cpu.plugged_cores(vm.qmp, far.node)
@@ -347,7 +351,7 @@ async def _attach_cpus(vm: Vm, request: AttachRequest, journey: Journey, trans: 
         async with trans.step("online-cpus", node=far.node, cores=journey.cores):
             await vm.agent.cpu_set(cpu_names(far.node, journey.cores), True, deadline=60.0)
     vm.metrics.plugged("cpu", time.monotonic() - started)
-    return loan
+    return loans
 
 
 async def _verify(vm: Vm, loans: list[Loan], notes: list[str]) -> bool:
@@ -376,9 +380,6 @@ async def _verify(vm: Vm, loans: list[Loan], notes: list[str]) -> bool:
             }
             if wrong:
                 notes.append("some of the memory is not in the movable zone and may refuse to leave")
-        else:
-            there = {cpu.core for cpu in view.cpus if cpu.online and cpu.node == loan.node}
-            if not set(loan.cores) <= there:
-                missing = sorted(set(loan.cores) - there)
-                raise ExecutionError(f"the guest does not have vCPUs {missing} of node {loan.node} online")
+        elif not any(x.online and (x.node, x.core) == (loan.node, loan.core) for x in view.cpus):
+            raise ExecutionError(f"the guest does not have vCPU {loan.core} of node {loan.node} online")
     return True

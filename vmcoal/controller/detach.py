@@ -33,16 +33,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Leaving:
-    """One loan and how much of it leaves: ``cores`` of a vCPU loan, ``size`` bytes of a memory loan."""
+    """One loan and how many bytes of it leave (none, if it is a vCPU's)."""
 
     loan: Loan
-    cores: tuple[int, ...] = ()
     size: int = 0
 
     @property
     def whole(self) -> bool:
         """Whether nothing of the loan remains."""
-        return self.size == self.loan.size if self.loan.is_memory else len(self.cores) == len(self.loan.cores)
+        return self.size == self.loan.size
 
 
 def choose(vm: Vm, request: DetachRequest) -> list[Leaving]:
@@ -68,7 +67,7 @@ def choose(vm: Vm, request: DetachRequest) -> list[Leaving]:
             raise UsageError("--all detaches everything", hint="give amounts with --from LENDER instead")
         return _some(vm, chosen[0], request)
     loans = [loan for lender in chosen for loan in vm.book.of(lender)]
-    leaving = [Leaving(x, x.cores, x.size) for x in reversed(loans) if x.state is not AttachmentState.PARKED]
+    leaving = [Leaving(x, x.size) for x in reversed(loans) if x.state is not AttachmentState.PARKED]
     return sorted(leaving, key=lambda x: x.loan.is_memory)
 
 
@@ -76,15 +75,9 @@ def _some(vm: Vm, lender: str, request: DetachRequest) -> list[Leaving]:
     leaving: list[Leaving] = []
     if request.cpus:
         loans = vm.book.of(lender, ResourceKind.CPU)
-        have = sum(len(x.cores) for x in loans)
-        if request.cpus > have:
-            raise UsageError(f"{request.cpus} vCPUs are more than the {have} attached", hint="see: vmcoal status")
-        rest = request.cpus
-        for loan in reversed(loans):
-            cores = loan.cores[max(0, len(loan.cores) - rest) :] if rest else ()
-            rest -= len(cores)
-            if cores:
-                leaving.append(Leaving(loan, cores))
+        if request.cpus > len(loans):
+            raise UsageError(f"{request.cpus} vCPUs are more than the {len(loans)} attached", hint="see: vmcoal status")
+        leaving += [Leaving(loan) for loan in loans[: -request.cpus - 1 : -1]]
     if request.memory:
         loans = vm.book.of(lender, ResourceKind.MEMORY)
         granular = [x for x in loans if x.style is MemoryStyle.GRANULAR and x.size]
@@ -113,16 +106,9 @@ def plan(vm: Vm, request: DetachRequest, leaving: list[Leaving]) -> Plan:
     for item in leaving:
         loan = item.loan
         if not loan.is_memory:
-            steps.append(Step("offline vCPUs", f"offline vCPUs {list(item.cores)} of node {loan.node}", "guest"))
+            steps.append(Step("offline vCPU", f"offline vCPU {loan.core} of node {loan.node}", "guest"))
             if vm.spec.cpu_mode is CpuMode.HOTPLUG:
-                steps.append(
-                    Step(
-                        "unplug vCPUs",
-                        "unplug them",
-                        "QEMU",
-                        tuple(c for core in item.cores for c in cpu.plan_unplug(loan.node, core)),
-                    )
-                )
+                steps.append(Step("unplug vCPU", "unplug it", "QEMU", tuple(cpu.plan_unplug(loan.node, loan.core))))
         elif loan.style is MemoryStyle.GRANULAR:
             rest = loan.size - item.size
             steps.append(
@@ -151,7 +137,7 @@ def plan(vm: Vm, request: DetachRequest, leaving: list[Leaving]) -> Plan:
                 loan.lease.lender,
             )
         )
-    cpus, size = sum(len(x.cores) for x in leaving), sum(x.size for x in leaving)
+    cpus, size = sum(not x.loan.is_memory for x in leaving), sum(x.size for x in leaving)
     return Plan("detach", f"detach {amounts(cpus, size)} from {vm.spec.name}", tuple(steps))
 
 
@@ -177,7 +163,7 @@ async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResu
                     gone = f"{amounts(cpus, size)} were detached before"
                     error.left = "; ".join(filter(None, [error.left, gone]))
                 raise
-        cpus += len(item.cores)
+        cpus += not item.loan.is_memory
         size += item.size
     lenders = list(dict.fromkeys(x.loan.lease.lender for x in leaving))
     for lender in lenders:
@@ -219,7 +205,7 @@ async def _leave(
             async with trans.step("drain", lease=item.loan.id):
                 await _tell(vm, item.loan)
             if not item.loan.is_memory:
-                await _cpus_leave(vm, item, trans, notes)
+                await _cpu_leaves(vm, item.loan, trans, notes)
             elif item.loan.style is MemoryStyle.GRANULAR:
                 await _granular_leaves(vm, item, trans, notes)
             else:
@@ -244,29 +230,22 @@ async def _tell(vm: Vm, loan: Loan) -> None:
         log.warning("drain of %s: %s", loan.id, error)
 
 
-async def _cpus_leave(vm: Vm, item: Leaving, trans: Transaction, notes: list[str]) -> None:
-    loan = item.loan
-    trans.say(f"offline {len(item.cores)} vCPUs of node {loan.node}")
+async def _cpu_leaves(vm: Vm, loan: Loan, trans: Transaction, notes: list[str]) -> None:
+    trans.say(f"offline vCPU {loan.core} of node {loan.node}")
     if vm.agent is not None:
-        async with trans.step("offline-cpus", node=loan.node, cores=item.cores):
-            await vm.agent.cpu_set(cpu_names(loan.node, item.cores), False, deadline=60.0)
+        async with trans.step("offline-cpus", node=loan.node, cores=[loan.core]):
+            await vm.agent.cpu_set(cpu_names(loan.node, [loan.core]), False, deadline=60.0)
     elif vm.spec.cpu_mode is not CpuMode.HOTPLUG:
         raise RefusedError(
             "no agent answers in the guest, and without it a parked vCPU cannot be taken offline",
             hint="as root in the guest: echo 0 > /sys/devices/system/cpu/cpuN/online, then detach with --force",
         )
     if vm.spec.cpu_mode is CpuMode.HOTPLUG:
-        trans.say("unplug them")
-        for core in item.cores:
-            async with trans.step("unplug-cpu", node=loan.node, core=core):
-                await cpu.unplug_cpu(vm.qmp, loan.node, core, deadline=30.0)
+        trans.say("unplug it")
+        async with trans.step("unplug-cpu", node=loan.node, core=loan.core):
+            await cpu.unplug_cpu(vm.qmp, loan.node, loan.core, deadline=30.0)
     else:
         notes.append("vCPUs are parked (offline), because QEMU cannot unplug them under TCG")
-    if not item.whole:
-        rest = tuple(core for core in loan.cores if core not in item.cores)
-        await _shrink_lease(vm, loan, len(rest))
-        current = vm.book.get(loan.id) or loan
-        vm.book.put(msgspec.structs.replace(current, cores=rest, state=AttachmentState.ATTACHED))
 
 
 async def _dimm_leaves(vm: Vm, item: Leaving, trans: Transaction, deadline: float) -> None:

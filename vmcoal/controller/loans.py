@@ -17,7 +17,7 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True):
     """One lease bound to a far node.
 
     Memory: ``style``, ``engine`` name, QOM ids ``backend`` and ``device``, ``size`` bytes the guest was given of
-    ``capacity``, and the server's ``port``. CPU: ``cpu_engine`` and ``cores``, the slots of the node. ``problem`` says
+    ``capacity``, and the server's ``port``. CPU: ``cpu_engine`` and ``core``, the slot of the node. ``problem`` says
     what is wrong with it, for people. ``since`` is the time of the grant, seconds since the epoch.
     """
 
@@ -34,7 +34,7 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True):
     capacity: int = 0
     port: int = 0
     cpu_engine: Engine = Engine.LOCAL
-    cores: tuple[int, ...] = ()
+    core: int = 0
     problem: str | None = None
 
     @property
@@ -87,7 +87,7 @@ class LoanBook:
 
     def cores(self, node: int) -> set[int]:
         """Return the vCPU slots of ``node`` that are lent."""
-        return {core for x in self.on(node, ResourceKind.CPU) for core in x.cores}
+        return {x.core for x in self.on(node, ResourceKind.CPU)}
 
     def headroom_used(self, node: int) -> int:
         """Return the bytes of ``node``'s headroom that devices take."""
@@ -146,13 +146,13 @@ def _attachment(lender: str, loans: list[Loan], spec: MachineSpec) -> Attachment
             AttachedCpu(
                 lease=loan.id,
                 engine=loan.cpu_engine,
-                core=core,
+                core=loan.core,
                 device=None,
                 state=loan.state,
                 lease_state=loan.lease.state,
             )
             for loan in loans
-            for core in loan.cores
+            if not loan.is_memory
         ),
         memory=tuple(
             AttachedMemory(
