@@ -23,7 +23,7 @@ from vmcoal.errors import (
 from vmcoal.fabric import messages as m
 from vmcoal.fabric.identity import load_identity
 from vmcoal.fabric.server import FabricServer, Limits, Peer
-from vmcoal.fabric.session import LenderSession
+from vmcoal.fabric.session import EVENTS_LIMIT, LenderSession
 from vmcoal.model.lease import LeaseState, LeaseTerms, ResourceKind
 
 pytestmark = [pytest.mark.contract, pytest.mark.timeout(30)]
@@ -130,6 +130,45 @@ async def test_events_arrive_unasked_and_end_with_the_session(pair: Pair) -> Non
         assert await anext(events, None) is None
 
 
+async def test_events_that_nobody_reads_are_bounded(pair: Pair) -> None:
+    async def tells(peer: Peer) -> None:
+        for number in range(1000):
+            peer.send(m.Notice(text=str(number)))
+            peer.send(m.Revoke(lease=f"l{number % 3}", epoch=1, deadline=float(number), reason=""))
+        async for message in peer:
+            peer.refuse(message.id, RefusedError("no"))  # type: ignore[union-attr]
+
+    async with pair.serving(tells) as server:
+        session = await connect(pair, server)
+        with pytest.raises(RefusedError):
+            await session.offer()
+        await session.close()
+        events = [event async for event in session.events()]
+    assert len(events) == EVENTS_LIMIT
+    assert events[-2] == m.Notice(text="999")
+    revoked = [event.deadline for event in events if isinstance(event, m.Revoke)]
+    assert revoked == [997.0, 998.0, 999.0]
+
+
+async def test_a_cancelled_waiter_does_not_disturb_the_session(pair: Pair) -> None:
+    async with pair.serving(SmallLender()) as server:
+        session = await connect(pair, server)
+
+        async def waits() -> None:
+            await session.closed
+
+        for waiter in (asyncio.create_task(waits()), asyncio.create_task(session.wait_closed())):
+            await asyncio.sleep(0)
+            waiter.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiter
+        assert await session.ping() > 0
+        await session.close()
+        assert await session.wait_closed() is None
+        with pytest.raises(UnreachableError, match="closed here"):
+            await session.ping()
+
+
 async def test_the_borrower_closing_ends_the_lenders_iteration(pair: Pair) -> None:
     ended = asyncio.Event()
 
@@ -205,7 +244,7 @@ async def test_another_host_key_is_told_apart(pair: Pair, tmp_path: Path) -> Non
             await LenderSession.connect(pair.record(server.port, host_key=other.public), pair.borrower, "vm1")
         assert other.fingerprint in caught.value.message
         assert pair.lender.fingerprint in caught.value.message
-        assert f"vmcoal pair 127.0.0.1 --port {server.port}" in (caught.value.hint or "")
+        assert f"vmcoal pair 127.0.0.1:{server.port}" in (caught.value.hint or "")
 
 
 async def test_nothing_listens(pair: Pair) -> None:

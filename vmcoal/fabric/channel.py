@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from vmcoal.errors import (
     UnreachableError,
     VmcoalError,
 )
-from vmcoal.fabric.identity import Identity, fingerprint
+from vmcoal.fabric.identity import Identity, address_text, fingerprint
 from vmcoal.fabric.messages import Refuse
 from vmcoal.fabric.wire import LineBuffer, ProtocolBreach, clean, encode
 
@@ -70,6 +71,9 @@ _COMMON: dict[str, Any] = {
 }
 
 T = TypeVar("T")
+
+# It tells of every connection, with names that strangers choose.
+logging.getLogger("asyncssh").setLevel(logging.WARNING)
 
 
 def server_options(host_key: Identity, login_seconds: float) -> dict[str, Any]:
@@ -285,7 +289,7 @@ async def open_client(
         raise PrerequisiteError(
             f"its key changed: expected {fingerprint(client.expected)}, got {fingerprint(client.saw)}",
             host=name,
-            hint=f"if it was reinstalled: vmcoal pair {host} --port {port}; otherwise somebody else answers there",
+            hint=f"if it was reinstalled: vmcoal pair {address_text(host, port)}; else somebody else answers there",
         ) from error
     except asyncssh.PermissionDenied as error:
         if user == PAIR_USER:
@@ -295,7 +299,7 @@ async def open_client(
         raise RefusedError(
             f"this host is not paired with it (our key is {identity.fingerprint})",
             host=name,
-            hint=f"vmcoal pair {host} --port {port}, while its operator holds open: vmcoal lend pair",
+            hint=f"vmcoal pair {address_text(host, port)}, while its operator holds open: vmcoal lend pair",
         ) from error
     except (asyncssh.Error, OSError, ValueError) as error:
         raise connection_error(error, host, port, name) from error

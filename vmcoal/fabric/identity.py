@@ -70,6 +70,11 @@ def fingerprint(public: str) -> str:
     return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
+def address_text(host: str, port: int) -> str:
+    """Return ``host:port``, IPv6 in brackets, as `vmcoal pair` takes it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def borrower_identity() -> Identity:
     """Return this host's key as a borrower, created on first use."""
     return load_identity(identity_key())
@@ -108,8 +113,8 @@ class LenderRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def address(self) -> str:
-        """``host:port`` for people, IPv6 in brackets."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        """Where it listens, for people."""
+        return address_text(self.host, self.port)
 
 
 class BorrowerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -137,11 +142,12 @@ class _File(msgspec.Struct, Generic[R], frozen=True, forbid_unknown_fields=True)
 class RecordStore(Generic[R]):
     """A file of records by name. Reads see a whole file; changes are atomic, durable and exclude each other."""
 
-    def __init__(self, path: Path, record: type[R], key: Callable[[R], str], what: str) -> None:
+    def __init__(self, path: Path, record: type[R], key: Callable[[R], str], what: str, remove: str) -> None:
         self.path = path
         self._decoder = msgspec.json.Decoder(_File[record])  # type: ignore[valid-type]
         self._key = key
         self._what = what
+        self._remove = remove
 
     def load(self) -> list[R]:
         """Return all records by name; no file is no record. Raises `PrerequisiteError` for a broken file."""
@@ -205,12 +211,12 @@ class RecordStore(Generic[R]):
             if other.name == record.name and not same_key and not replace:
                 raise ConflictError(
                     f"another {self._what} is paired as {record.name!r}, with key {fingerprint(self._key(other))}",
-                    hint=f"choose another name, or remove it first: vmcoal unpair {record.name}",
+                    hint=f"choose another name, or remove it first: {self._remove} {record.name}",
                 )
             if other.name != record.name and same_key:
                 raise ConflictError(
                     f"this {self._what} is paired already, as {other.name!r}",
-                    hint=f"use that name, or remove it first: vmcoal unpair {other.name}",
+                    hint=f"use that name, or remove it first: {self._remove} {other.name}",
                 )
         return [*(other for other in records if other.name != record.name), record]
 
@@ -229,12 +235,12 @@ class RecordStore(Generic[R]):
 
 def lender_store(path: Path | None = None) -> RecordStore[LenderRecord]:
     """Return the paired lenders of this host (`vmcoal.layout.known_lenders`)."""
-    return RecordStore(path or known_lenders(), LenderRecord, lambda record: record.host_key, "lender")
+    return RecordStore(path or known_lenders(), LenderRecord, lambda record: record.host_key, "lender", "vmcoal unpair")
 
 
 def borrower_store(path: Path) -> RecordStore[BorrowerRecord]:
     """Return the paired borrowers of a lender (`LenderFolders.borrowers`)."""
-    return RecordStore(path, BorrowerRecord, lambda record: record.public_key, "borrower")
+    return RecordStore(path, BorrowerRecord, lambda record: record.public_key, "borrower", "vmcoal lend forget")
 
 
 def _make_folder(path: Path) -> None:

@@ -43,7 +43,8 @@ class LenderSession:
     session ends before the answer, and the lender's own error when it refuses; each names the lender. An answer that
     does not fit its request ends the session. ``welcome`` is what the lender said of itself; ``peer_address`` the IP
     address connected to, where its data planes listen too; ``same_host`` whether both ends run on one kernel;
-    ``closed`` is done when the session is over, with the reason, or ``None`` after `close`.
+    ``closed`` is done when the session is over, with the reason, or ``None`` after `close`; wait with `wait_closed`, as
+    a cancelled waiter cancels a future for all.
     """
 
     welcome: m.Welcome
@@ -63,11 +64,13 @@ class LenderSession:
         self._events: deque[m.Revoke | m.Notice] = deque()
         self._event = asyncio.Event()
         self._refused: VmcoalError | None = None
+        self._ended = asyncio.Event()
+        self._why: VmcoalError | None = None
         self._left = False
         self._watcher: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"LenderSession({self.name} for {self.vm}{', closed' if self.closed.done() else ''})"
+        return f"LenderSession({self.name} for {self.vm}{', closed' if self._ended.is_set() else ''})"
 
     @property
     def name(self) -> str:
@@ -194,12 +197,12 @@ class LenderSession:
     async def events(self) -> AsyncIterator[m.Revoke | m.Notice]:
         """Yield what the lender tells unasked, until the session is over. One reader at a time.
 
-        Revocations are never lost; of notices that nobody reads the oldest are.
+        Of revocations that nobody reads the newest of each lease is kept; of notices the oldest are dropped.
         """
         while True:
             while self._events:
                 yield self._events.popleft()
-            if self.closed.done():
+            if self._ended.is_set():
                 return
             self._event.clear()
             await self._event.wait()
@@ -207,6 +210,11 @@ class LenderSession:
     def data_address(self, server: m.MemoryServer) -> str:
         """Return the IP address of a lease's server."""
         return server.address or self.peer_address
+
+    async def wait_closed(self) -> VmcoalError | None:
+        """Wait until the session is over; return the reason, or ``None`` after `close`."""
+        await self._ended.wait()
+        return self._why
 
     async def close(self, *, deadline: float = 3.0) -> None:
         """End the session; its leases live on until they are released or expire. Idempotent."""
@@ -250,13 +258,19 @@ class LenderSession:
                     await self._connection.wait_closed()
         if self._watcher is not None:
             await asyncio.wait({self._watcher}, timeout=_CLEANUP)
-        if not self.closed.done():
-            self.closed.set_result(None)
+        self._end(None)
 
     async def _watch(self, channel: ClientChannel[None]) -> None:
         await asyncio.shield(channel.ended)
+        self._end(self._reason(channel))
+
+    def _end(self, why: VmcoalError | None) -> None:
+        if self._ended.is_set():
+            return
+        self._why = why
+        self._ended.set()
         if not self.closed.done():
-            self.closed.set_result(self._reason(channel))
+            self.closed.set_result(why)
         for future, _ in self._pending.values():
             if not future.done():
                 future.set_result(None)
@@ -294,7 +308,7 @@ class LenderSession:
         return self._broke(breach)
 
     def _over(self, what: str) -> VmcoalError:
-        reason = self.closed.result()
+        reason = self._why
         if reason is None:
             return UnreachableError(f"{what} broke off: the session was closed here", host=self.name)
         if isinstance(reason, UnreachableError):
@@ -315,7 +329,7 @@ class LenderSession:
 
     async def _call(self, message: m.FromBorrower, answer: type[A], what: str, deadline: float) -> A:
         assert not isinstance(message, m.Hello)
-        if self._channel is None or self.closed.done():
+        if self._channel is None or self._ended.is_set():
             raise self._over(what)
         line = encode(message)
         future: asyncio.Future[m.FromLender | VmcoalError | None] = asyncio.get_running_loop().create_future()
@@ -387,6 +401,10 @@ class LenderSession:
         future.set_result(message)
 
     def _tell(self, message: m.Revoke | m.Notice) -> None:
+        if isinstance(message, m.Revoke):
+            same = [event for event in self._events if isinstance(event, m.Revoke) and event.lease == message.lease]
+            for event in same:  # told again: the newest counts
+                self._events.remove(event)
         if len(self._events) >= EVENTS_LIMIT:
             oldest = next((event for event in self._events if isinstance(event, m.Notice)), None)
             if oldest is None:
