@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from framework.fabric_lender import Pair, SmallLender
-from framework.hostile_peers import FalseProver, Interceptor
+from framework.hostile_peers import FalseProver, Interceptor, raw_client
 from vmcoal.errors import ConflictError, DeadlineError, RefusedError, UnreachableError, UsageError
 from vmcoal.fabric.identity import BorrowerRecord, LenderRecord, borrower_store, lender_store, load_identity
 from vmcoal.fabric.pairing import PairingWindow, explain, new_code, pair
-from vmcoal.fabric.server import FabricServer
+from vmcoal.fabric.pairing_exchange import PairStart, Secret
+from vmcoal.fabric.server import FabricServer, Limits
 from vmcoal.fabric.session import LenderSession
+from vmcoal.fabric.wire import encode
 from vmcoal.model.lease import ResourceKind
 
 pytestmark = [pytest.mark.contract, pytest.mark.timeout(60)]
@@ -254,6 +256,71 @@ async def test_a_lender_that_never_answers(place: Place) -> None:
         server.open_pairing(Silent())
         with pytest.raises(DeadlineError, match=r"within 0\.5 s"):
             await place.pair(server.port, deadline=0.5)
+
+
+async def test_strangers_that_only_log_in_are_few_and_leave_soon(place: Place) -> None:
+    limits = Limits(waiting_by_source=2, hello_seconds=0.3)
+    async with place.keys.serving(SmallLender(), limits=limits) as server:
+        window = place.window(server)
+        async with (
+            raw_client(place.keys.borrower, server.port, user="vmcoal-pair") as first,
+            raw_client(place.keys.borrower, server.port, user="vmcoal-pair") as second,
+        ):
+            with pytest.raises(UnreachableError, match="before login was done"):
+                await place.pair(server.port)
+            await asyncio.wait_for(asyncio.gather(first.wait_closed(), second.wait_closed()), 5)
+        await place.pair(server.port)
+        assert (await window.wait()).name == "bob"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"garbage\n",
+        b'{"type":"PairProof","proof":"' + b"0" * 64 + b'"}\n',
+        b'{"type":"PairStart","protocol":1,"software":"","borrower":"../x","wanted":null,"share":"'
+        + b"00" * 33
+        + b'"}\n',
+        b'{"type":"PairStart","protocol":1,"software":"","borrower":"eve","wanted":null,"share":"'
+        + b"00" * 33
+        + b'"}\n',
+        b'{"type":"PairStart","protocol":9}\n',
+        b"x" * 70_000,
+    ],
+)
+async def test_a_stranger_that_does_not_pair_as_a_borrower_does(place: Place, data: bytes) -> None:
+    async with place.keys.serving(SmallLender()) as server:
+        window = place.window(server)
+        async with raw_client(place.keys.borrower, server.port, user="vmcoal-pair") as connection:
+            stdin, stdout, _ = await connection.open_session(subsystem="vmcoal-pair", encoding=None)
+            stdin.write(data)
+            assert (await stdout.readline()).startswith(b'{"type":"Refuse"')
+            assert await stdout.read() == b""
+        await place.pair(server.port)
+        assert (await window.wait()).name == "bob"
+
+
+async def test_a_stranger_that_breaks_off_costs_a_try_and_the_operator_hears_of_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmcoal.fabric.pairing._EXCHANGE_SECONDS", 0.3)
+    async with place.keys.serving(SmallLender()) as server:
+        window = place.window(server)
+        secret = Secret(WRONG, lender=False, host_key="h", borrower_key="b")
+        start = PairStart(protocol=1, software="", borrower="eve", wanted=None, share=await secret.share())
+        for wait in (False, True):
+            async with raw_client(place.keys.borrower, server.port, user="vmcoal-pair") as connection:
+                stdin, stdout, _ = await connection.open_session(subsystem="vmcoal-pair", encoding=None)
+                stdin.write(encode(start))
+                assert b"PairAnswer" in await stdout.readline()
+                if wait:
+                    assert b"DeadlineError" in await stdout.read()
+        assert window.tries_left == 1
+        await place.pair(server.port)
+    assert place.told == [
+        "127.0.0.1 began to pair and broke off; 2 tries left",
+        "127.0.0.1 began to pair and broke off; 1 try left",
+    ]
 
 
 async def test_nobody_there(place: Place) -> None:

@@ -41,6 +41,11 @@ class Login(asyncssh.SSHServer):
         self._peer: Peer | None = None
         self._pairing = False
 
+    @property
+    def waiting(self) -> bool:
+        """Whether it counts against what strangers may take: it has not logged in, or only to pair."""
+        return not self.logged_in or self._stranger is not None
+
     def abort(self) -> None:
         """End the connection at once."""
         if self._connection is not None:

@@ -167,7 +167,6 @@ class PairingWindow:
         self, channel: ServerChannel[bytes], lender: str, host_key: str, borrower_key: str, source: str
     ) -> None:
         start = await receive(channel, PairStart, peer="the borrower", own="the lender")
-        check_name(start.borrower, "borrower")
         if not self.is_open:
             raise _closed()
         self._tries -= 1
@@ -177,7 +176,7 @@ class PairingWindow:
         channel.send(encode(answer))
         try:
             proof = await receive(channel, PairProof, peer="the borrower", own="the lender")
-        except VmcoalError:
+        except (VmcoalError, asyncio.CancelledError):
             self._say(f"{source} began to pair and broke off; {self._left()}")
             raise
         if not hmac.compare_digest(secret.borrower_proof().encode(), proof.proof.encode()):

@@ -37,9 +37,9 @@ _SOURCES = 1024
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What peers may cost.
 
-    ``waiting`` connections that have not logged in, in all and ``waiting_by_source`` (an IPv4 address or an IPv6 /64);
-    ``sessions`` logged in; after ``failures`` failed logins within ``failure_seconds`` a source is not heard until they
-    are older; ``login_seconds`` to log in, ``hello_seconds`` from there to `Hello`.
+    ``waiting`` connections that have not logged in, or only to pair, in all and ``waiting_by_source`` (an IPv4 address
+    or an IPv6 /64); ``sessions`` logged in; after ``failures`` failed logins within ``failure_seconds`` a source is not
+    heard until they are older; ``login_seconds`` to log in, ``hello_seconds`` from there to `Hello`.
     """
 
     waiting: int = 32
@@ -163,7 +163,7 @@ class FabricServer:
         failures = self._failures.get(connection.source)
         while failures and failures[0] < now - self.limits.failure_seconds:
             failures.popleft()
-        waiting = [other for other in self._connections if not other.logged_in]
+        waiting = [other for other in self._connections if other.waiting]
         beside = sum(other.source == connection.source for other in waiting)
         admitted = (
             len(waiting) < self.limits.waiting
