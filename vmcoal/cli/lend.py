@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import TypeVar
 
 import click
@@ -15,6 +17,7 @@ import msgspec
 from vmcoal import layout
 from vmcoal.cli.app import Group
 from vmcoal.cli.config import load_config
+from vmcoal.cli.outcome import printable
 from vmcoal.cli.output import note, print_json, steps, table, vcpus
 from vmcoal.cli.params import (
     COUNT,
@@ -32,7 +35,7 @@ from vmcoal.cli.params import (
 )
 from vmcoal.controller.api import Progress
 from vmcoal.controller.client import NotListeningError, call, connect
-from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, PrerequisiteError, UsageError
+from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, PrerequisiteError, UsageError, VmcoalError
 from vmcoal.lending.api import BorrowerView, DrainRequest, ForgetRequest, LenderStatus, PairRequest, ReclaimResult
 from vmcoal.model.lease import Lease, ResourceKind
 from vmcoal.model.units import format_duration, format_size
@@ -58,6 +61,7 @@ _TALK = 15.0
     "--listen", metavar="ADDRESS", help="HOST, HOST:PORT or [IPV6]:PORT to listen on.  [default: every address]"
 )
 @click.option("--name", type=LOCAL_LENDER, help="The lender's name.  [default: from the host's name]")
+@click.option("--data-ports", metavar="FIRST-LAST", help="TCP ports of lent memory, for firewalls.  [default: any]")
 @click.option("--metrics", metavar="ADDRESS", help="Serve Prometheus metrics on HOST:PORT.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
 @dry_run_option
@@ -68,6 +72,7 @@ def lend(
     memory: int | None,
     listen: str | None,
     name: str | None,
+    data_ports: str | None,
     metrics: str | None,
     foreground: bool,
     dry_run: bool,
@@ -77,7 +82,7 @@ def lend(
     Without a command it starts a lender in the background. One that ran before lends again what it lent then, unless
     --cpus or --memory says otherwise.
     """
-    given = (cpus, memory, listen, name, metrics)
+    given = (cpus, memory, listen, name, data_ports, metrics)
     if ctx.invoked_subcommand is not None:
         if any(value is not None for value in given) or foreground or dry_run:
             raise UsageError(
@@ -94,7 +99,8 @@ def lend(
     argv = [sys.executable, "-m", "vmcoal.lending", chosen]
     if cpus is not None or memory is not None:
         argv += ["--cpus", str(cpus or 0), "--memory", str(memory or 0)]
-    for option, value in (("--listen", listen or defaults.listen), ("--metrics", metrics)):
+    addresses = (("--listen", listen or defaults.listen), ("--data-ports", data_ports), ("--metrics", metrics))
+    for option, value in addresses:
         if value:
             argv += [option, value]
     if dry_run:
@@ -168,13 +174,20 @@ def _start(argv: list[str], folders: layout.LenderFolders, name: str) -> None:
             code = child.wait()
             with folders.log.open("rb") as said:
                 said.seek(began)
-                lines = said.read(1 << 16).decode(errors="replace").strip().splitlines()
-            raise ExecutionError(
-                f"lender {name} ended at its start with exit code {code}",
-                hint=f"all of it is in {folders.log}",
-                stderr="\n".join(lines[-5:]),
-            )
+                raise _start_error(name, code, said.read(1 << 16).decode(errors="replace"), folders.log)
         child.returncode = 0  # it is on its own now; its end is not this command's to wait for
+
+
+def _start_error(name: str, code: int, said: str, log: Path) -> VmcoalError:
+    """Return the error that a lender ended with at its start, from its exit code and what it wrote."""
+    message = re.search(r"^vmcoal: error: (.+)$", said, re.MULTILINE)
+    hint = re.search(r"^  hint: (.+)$", said, re.MULTILINE)
+    for kind in (UsageError, PrerequisiteError, ConflictError):
+        if message and kind.exit_code == code:
+            return kind(message[1], hint=hint[1] if hint else None)
+    return ExecutionError(
+        f"lender {name} ended at its start with exit code {code}", hint=f"all of it is in {log}", stderr=said
+    )
 
 
 def lender_call(
@@ -230,10 +243,9 @@ def pair_(name: str | None, grants: tuple[str, ...], borrower: str | None, secon
     request = PairRequest(grants=kinds, name=borrower, seconds=seconds)
 
     def show(progress: Progress) -> None:
+        note(progress.text)
         if progress.detail:
-            note(f"{progress.text}\n\n    code: {progress.detail}\n")
-        else:
-            note(progress.text)
+            click.echo(f"\n    code: {printable(progress.detail)}\n", err=True)
 
     view = lender_call(lender, "pair", request, result=BorrowerView, on_progress=show, deadline=seconds + _TALK)
     if form == "json":
