@@ -355,8 +355,7 @@ static int lock_folder(const char *path)
 	char folder[sizeof((struct sockaddr_un *)0)->sun_path];
 	AUTO_CLOSE int fd = -1;
 
-	strncpy(folder, path, sizeof folder);
-	*strrchr(folder, '/') = '\0';
+	snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(path, '/') - path), path);
 	fd = open(*folder ? folder : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0) {
 		fprintf(stderr, "vmcoal-holder: cannot open folder %s: %s\n", folder, strerror(errno));

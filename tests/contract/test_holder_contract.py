@@ -13,6 +13,7 @@ from signal import SIGKILL, SIGTERM, SIGUSR1
 import pytest
 
 from framework.fake_holder import FakeHolder, Program
+from framework.native import sanitized_bindir
 from vmcoal.errors import (
     ConflictError,
     DeadlineError,
@@ -52,8 +53,8 @@ async def _stubborn_process(holder: Holder, spec: ChildSpec) -> None:
         os.close(writing)
 
 
-@pytest.fixture(params=["real", "fake"])
-async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+@pytest.fixture(params=["real", "sanitized", "fake"])
+async def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     if request.param == "fake":
         fake = FakeHolder(
             {
@@ -70,6 +71,8 @@ async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
         yield Rig(fake, stubborn)
         await fake.close()
         return
+    if request.param == "sanitized":
+        monkeypatch.setenv("VMCOAL_BINDIR", str(sanitized_bindir()))
     folders = vm_folders("contract")
     folders.make()
     holder = await Holder.start(folders, name="contract", deadline=10)

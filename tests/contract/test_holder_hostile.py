@@ -14,12 +14,19 @@ from collections.abc import Iterator
 import pytest
 
 from framework.holder import DEADLINE, ForegroundHolder, RawClient, foreground_holder, process_gone
+from framework.native import sanitized_bindir
 
 pytestmark = pytest.mark.contract
 
 
+@pytest.fixture(params=["plain", "sanitized"], autouse=True)
+def binary(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "sanitized":
+        monkeypatch.setenv("VMCOAL_BINDIR", str(sanitized_bindir()))
+
+
 @pytest.fixture
-def holder() -> Iterator[ForegroundHolder]:
+def holder(binary: None) -> Iterator[ForegroundHolder]:
     with foreground_holder() as holder:
         yield holder
 
