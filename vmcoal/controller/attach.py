@@ -24,6 +24,7 @@ from vmcoal.errors import ConflictError, ExecutionError, RefusedError, UsageErro
 from vmcoal.fabric.messages import Granted
 from vmcoal.fabric.session import LenderSession
 from vmcoal.machine import cpu, memory, virtio_mem
+from vmcoal.machine.names import memory_ids
 from vmcoal.model.attachment import AttachmentState, AttachRequest, MemoryStyle, Plan, Step
 from vmcoal.model.guest import MemorySpan
 from vmcoal.model.lease import LeaseEvent, ResourceKind
@@ -39,6 +40,8 @@ BLOCK = 128 * MIB
 
 _LEASE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _REQUEST_DEADLINE = 30.0
+_NEW = "new"
+"""Stands in a plan for the lease that the lender will name."""
 
 
 @dataclass(frozen=True)
@@ -121,19 +124,19 @@ def plan(vm: Vm, request: AttachRequest, journey: Journey) -> Plan:
     if request.memory:
         if journey.grow is None:
             capacity = _capacity(vm, request, far)
-            region, argvs = vm.engine.plan("LEASE", capacity)
+            region, argvs = vm.engine.plan(_NEW, capacity)
             steps.append(Step("lease memory", f"lease {format_size(request.memory)} of memory", lender))
             steps.append(
                 Step("serve", "make the bytes a file here", "this host", tuple({"argv": argv} for argv in argvs))
             )
             plug = (
-                virtio_mem.plan_plug(region, far, "LEASE", 0)
+                virtio_mem.plan_plug(region, far, _NEW, 0)
                 if request.style is MemoryStyle.GRANULAR
-                else memory.plan_plug(region, far.node, "LEASE")
+                else memory.plan_plug(region, far.node, _NEW)
             )
             steps.append(Step("plug memory", f"plug it into node {far.node}", "QEMU", tuple(plug)))
         if request.style is MemoryStyle.GRANULAR:
-            device = journey.grow.device if journey.grow else "LEASE"
+            device = journey.grow.device if journey.grow else memory_ids(_NEW, request.style).device
             total = (journey.grow.size if journey.grow else 0) + request.memory
             steps.append(
                 Step("resize", f"ask for {format_size(total)}", "QEMU", tuple(virtio_mem.plan_resize(device, total)))
@@ -235,6 +238,7 @@ async def _attach_memory(vm: Vm, request: AttachRequest, journey: Journey, trans
     if granted.memory is None:
         raise RefusedError(f"{journey.lender} granted memory without a server", host=journey.lender)
     lease = granted.lease
+    ids = memory_ids(lease.id, request.style)
     loan = Loan(
         lease=lease,
         node=far.node,
@@ -243,8 +247,8 @@ async def _attach_memory(vm: Vm, request: AttachRequest, journey: Journey, trans
         link=journey.link,
         style=request.style,
         engine=vm.engine.traits.name,
-        backend=f"mem-{lease.id}",
-        device=f"dimm-{lease.id}" if not granular else f"vmem-{lease.id}",
+        backend=ids.backend,
+        device=ids.device,
         size=request.memory,
         capacity=capacity,
         port=granted.memory.port,

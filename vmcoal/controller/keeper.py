@@ -160,7 +160,7 @@ class Keeper:
             elif isinstance(message, Notice):
                 self.notices[lender] = message.text
                 self._changed()
-        await session.closed
+        await session.wait_closed()
 
     def _lost(self, lender: str, error: Exception) -> None:
         if lender not in self._down_since:
