@@ -342,6 +342,13 @@ def borrowers(name: str | None, form: str) -> None:
     click.echo(table(("BORROWER", "KEY", "GRANTS", "CONNECTED", "LEASES", "PAIRED"), rows))
 
 
+@lend.command("metrics", example="vmcoal lend metrics")
+@local_lender_option
+def metrics_(name: str | None) -> None:
+    """Print a lender's metrics as Prometheus would scrape them."""
+    click.echo(lender_call(resolve_local_lender(name), "metrics", result=str).rstrip("\n"))
+
+
 @lend.command("forget", example="vmcoal lend forget laptop")
 @click.argument("borrower", metavar="BORROWER")
 @local_lender_option

@@ -1,0 +1,126 @@
+"""The documentation against the code: the reference is built from the commands, the tables are compared."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from framework.command import ROOT
+from vmcoal import errors, layout
+from vmcoal.cli.app import app
+from vmcoal.cli.catalog import COMMANDS
+from vmcoal.cli.outcome import BROKEN_PIPE, INTERRUPTED
+
+pytestmark = pytest.mark.unit
+
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture
+def generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(DOCS))
+    from generate_cli import generate
+
+    (tmp_path / "old.md").write_text("x")
+    generate(tmp_path)
+    return tmp_path
+
+
+def test_the_reference_has_every_command_and_option(generated: Path) -> None:
+    assert {path.stem for path in generated.glob("*.md")} == {*COMMANDS, "index", "man"}
+    man = (generated / "man.md").read_text()
+    for name in COMMANDS:
+        page = (generated / f"{name}.md").read_text()
+        command = app.get_command(click.Context(app), name)
+        assert command is not None
+        found = [command, *(command.commands.values() if isinstance(command, click.Group) else [])]
+        for one in found:
+            assert page.count("```console\n$ ") == len(found)
+            for param in one.params:
+                if isinstance(param, click.Option):
+                    assert max(param.opts, key=len) in page
+                    assert max(param.opts, key=len) in man
+        assert f"### vmcoal {name}\n" in man
+
+
+def tables(page: str) -> dict[str, dict[str, str]]:
+    """Return the first two columns of each table of a page, by heading."""
+    found: dict[str, dict[str, str]] = {}
+    heading = ""
+    for line in (DOCS / page).read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        elif match := re.match(r"\| (?!-)([^|]+) \| ([^|]*)\|", line):
+            found.setdefault(heading, {})[match[1].strip("`")] = match[2].strip("` ")
+    return found
+
+
+def test_exit_codes_are_those_of_the_errors() -> None:
+    (rows,) = tables("exit-codes.md").values()
+    told = {code: kind for code, kind in rows.items() if code != "code"}
+    classes = {str(kind.exit_code): name for name, kind in errors._KINDS.items()}
+    assert told == classes | {"0": "", str(INTERRUPTED): "", str(BROKEN_PIPE): ""}
+
+
+def names(folders: layout.Folders, below: Path) -> set[str]:
+    """Return the names of everything ``folders`` has in the folder ``below``."""
+    properties = [name for name in dir(type(folders)) if isinstance(getattr(type(folders), name), property)]
+    paths = [getattr(folders, name) for name in properties]
+    return {path.name for path in paths if path.parent == below}
+
+
+def test_the_layout_page_is_the_layout() -> None:
+    page = tables("layout.md")
+    vm, lender = layout.vm_folders("name"), layout.lender_folders("name")
+    state = {layout.identity_key(), layout.known_lenders(), layout.crash_home()}
+    assert all(path.parent == layout.state_home() for path in state)
+    assert set(page["State"]) == {path.name for path in state} | {"path", "vm/NAME", "lend/NAME"}
+    assert set(page["State of a VM"]) == names(vm, vm.state) | {"path", "known_hosts", "controller.lock"}
+    assert set(page["State of a lender"]) == names(lender, lender.state) | {"path", "lender.lock"}
+    mount = vm.mount("LEASE")
+    assert mount.parent == vm.runtime
+    assert set(page["Runtime of a VM"]) == names(vm, vm.runtime) | {"path", mount.name}
+    assert set(page["Runtime of a lender"]) == names(lender, lender.runtime) | {"path"}
+    assert set(page["Lent bytes"]) == {"path", "LENDER-LEASE-GENERATION.mem"}
+    lent = layout.LenderFolders(Path("/r/LENDER"), Path("/s/LENDER")).memory("LEASE", "GENERATION")
+    assert lent == layout.shm_home() / "LENDER-LEASE-GENERATION.mem"
+    assert layout.config_file().name in page["Cache and configuration"]
+
+
+def test_the_folders_are_where_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tables("layout.md")["Files"]
+    for variable, home in (
+        ("XDG_STATE_HOME", layout.state_home),
+        ("XDG_CACHE_HOME", layout.cache_home),
+        ("XDG_CONFIG_HOME", layout.config_home),
+        ("XDG_RUNTIME_DIR", layout.runtime_home),
+    ):
+        monkeypatch.setenv(variable, "/elsewhere")
+        assert home() == Path("/elsewhere/vmcoal")
+        monkeypatch.setenv(variable, "relative")
+        default = page[f"${variable}/vmcoal"]
+        if default.startswith("~"):
+            assert home() == Path(default).expanduser()
+
+
+@pytest.mark.parametrize("builder", ["html", "man"])
+def test_the_documentation_builds(builder: str, tmp_path: Path) -> None:
+    pytest.importorskip("furo", reason="the docs dependencies are not installed: pip install --group docs")
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "-q", "-b", builder, "-d", tmp_path / "trees", DOCS, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    if builder == "man":
+        page = (tmp_path / "out" / "vmcoal.1").read_text()
+        for name in COMMANDS:
+            assert f"vmcoal {name}" in page
+        assert ".SH EXIT STATUS" in page
