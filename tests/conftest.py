@@ -66,7 +66,9 @@ def surroundings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(variable, str(home / folder))
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
     monkeypatch.setenv("VMCOAL_TEST", home.name)
-    before = Surroundings.look(home)
+    shm = Path("/dev/shm") / home.name
+    monkeypatch.setenv("VMCOAL_SHM_DIR", str(shm))
+    before = Surroundings.look(home, shm)
     yield home
     survivors = before.survivors()
     failed = request.node.nodeid in _failed
@@ -74,6 +76,7 @@ def surroundings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         kept = _keep(request.node.name, home)
         request.node.add_report_section("teardown", "evidence", f"kept in {kept}")
     shutil.rmtree(home, ignore_errors=True)
+    shutil.rmtree(shm, ignore_errors=True)
     if survivors:
         pytest.fail("survived the test: " + "; ".join(survivors))
 

@@ -68,8 +68,9 @@ def runtime_home() -> Path:
 
 
 def shm_home() -> Path:
-    """Return the tmpfs folder that holds a lender's lent bytes."""
-    return Path(f"/dev/shm/vmcoal-{os.geteuid()}")  # noqa: S108
+    """Return the tmpfs folder that holds lenders' lent bytes: ``$VMCOAL_SHM_DIR``, else /dev/shm/vmcoal-UID."""
+    value = os.environ.get("VMCOAL_SHM_DIR", "")
+    return Path(value) if value.startswith("/") else Path(f"/dev/shm/vmcoal-{os.geteuid()}")  # noqa: S108
 
 
 def make_private(folder: Path) -> Path:

@@ -15,13 +15,14 @@ class Surroundings:
     """What was there before a test; `survivors` compares."""
 
     home: Path
+    shm: Path
     namespaces: frozenset[str]
-    lent: frozenset[str]
 
     @classmethod
-    def look(cls, home: Path) -> Surroundings:
-        """Remember what is there now. Processes are told by the variable VMCOAL_TEST, which is ``home``'s name."""
-        return cls(home, _names(Path("/run/netns")), _names(Path(f"/dev/shm/vmcoal-{os.geteuid()}")))
+    def look(cls, home: Path, shm: Path) -> Surroundings:
+        """Remember what is there now. Processes are told by the variable VMCOAL_TEST, which is ``home``'s name; ``shm``
+        is where the test's lenders keep lent bytes."""
+        return cls(home, shm, _names(Path("/run/netns")))
 
     def survivors(self) -> list[str]:
         """Return a line for each thing that survived; processes that are just ending are given a moment, then ended."""
@@ -39,7 +40,7 @@ class Surroundings:
                 found.append(f"mount {mount}")
                 os.system(f"umount -l {mount}")
         found += [f"network namespace {name}" for name in _names(Path("/run/netns")) - self.namespaces]
-        found += [f"lent bytes {name}" for name in _names(Path(f"/dev/shm/vmcoal-{os.geteuid()}")) - self.lent]
+        found += [f"lent bytes {name}" for name in _names(self.shm)]
         found += [f"socket {path}" for path in (self.home / "r").rglob("*") if path.is_socket()]
         return found
 
