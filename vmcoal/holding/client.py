@@ -138,7 +138,11 @@ class Holder:
         holder._connection = Connection.open(socket, holder._on_event, holder._on_lost)
         with contextlib.ExitStack() as stack:
             stack.callback(holder._connection.close)
-            hello = await holder._ask("hello", ("version", 1), deadline=deadline)
+            try:
+                hello = await holder._ask("hello", ("version", 1), deadline=deadline)
+            except RefusedError as error:
+                error.hint = "end it with the version of vmcoal that started it"
+                raise
             holder._pid = holder._connection.peer_pid
             holder._name = hello.get("name")
             stack.pop_all()
