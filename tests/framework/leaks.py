@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class Surroundings:
     def look(cls, home: Path, shm: Path) -> Surroundings:
         """Remember what is there now. Processes are told by the variable VMCOAL_TEST, which is ``home``'s name; ``shm``
         is where the test's lenders keep lent bytes."""
-        return cls(home, shm, _names(Path("/run/netns")))
+        return cls(home, shm, _namespaces())
 
     def survivors(self) -> list[str]:
         """Return a line for each thing that survived; processes that are just ending are given a moment, then ended."""
@@ -39,7 +40,7 @@ class Surroundings:
             if mount.startswith(f"{self.home}/"):
                 found.append(f"mount {mount}")
                 os.system(f"umount -l {mount}")
-        found += [f"network namespace {name}" for name in _names(Path("/run/netns")) - self.namespaces]
+        found += [f"network namespace {name}" for name in _namespaces() - self.namespaces]
         found += [f"lent bytes {name}" for name in _names(self.shm)]
         found += [f"socket {path}" for path in (self.home / "r").rglob("*") if path.is_socket()]
         return found
@@ -47,6 +48,12 @@ class Surroundings:
 
 def _names(folder: Path) -> frozenset[str]:
     return frozenset(path.name for path in folder.iterdir()) if folder.is_dir() else frozenset()
+
+
+def _namespaces() -> frozenset[str]:
+    """Return the namespaces that this run made (framework.delay_link): others may run tests beside us."""
+    mark = f"vc{os.getpid() % 100_000}n"
+    return frozenset(name for name in _names(Path("/run/netns")) if name.startswith(mark))
 
 
 def _processes(mark: str) -> dict[int, str]:
@@ -81,7 +88,5 @@ def _wait_for_exit(pid: int, ends: float) -> None:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with contextlib.suppress(OSError):
         os.kill(pid, 9)
-    except OSError:
-        pass

@@ -85,8 +85,10 @@ def test_the_estimate_never_exceeds_what_was_seen(pings: list[float], kernel: fl
 def test_software_overhead_is_taken_out_and_jitter_kept() -> None:
     quiet = summarize(LinkSample((0.0005, 0.0005, 0.0005), 0.00003))
     assert quiet.rtt == pytest.approx(0.00003)
-    jittery = summarize(LinkSample((0.0025, 0.0065, 0.0205), 0.002))
-    assert jittery.rtt == pytest.approx(0.006)
+    jittery = summarize(LinkSample((0.0025, 0.0035, 0.0205), 0.002))
+    assert jittery.rtt == pytest.approx(0.003)
+    busy = summarize(LinkSample((0.0005, 0.0040, 0.0090), 0.00003))
+    assert busy.rtt == pytest.approx(0.00006)
 
 
 def test_hysteresis() -> None:

@@ -53,17 +53,18 @@ def latency(dist: int) -> float:
 
 
 def summarize(sample: LinkSample) -> Link:
-    """Sum up a series of pings.
+    """Sum up a series of pings; raises `ValueError` for an empty one.
 
     Our own software costs a fraction of a millisecond for each ping, more than a LAN; the kernel's smallest round trip
     has none of it but hides jitter. The estimate is the kernel's smallest plus how far the median ping lies above the
-    smallest ping. Raises `ValueError` for an empty sample.
+    smallest ping, but at most twice the kernel's: a busy host delays pings by milliseconds that the link knows nothing
+    of, and on a logarithmic scale a factor of two is ten distances.
     """
     if not sample.pings:
         raise ValueError("no ping was answered")
     pings = sorted(sample.pings)
     middle = median(pings)
-    rtt = middle if sample.kernel is None else sample.kernel + (middle - pings[0])
+    rtt = middle if sample.kernel is None else sample.kernel + min(middle - pings[0], sample.kernel)
     return Link(
         rtt=min(rtt, middle),
         p50=middle,
