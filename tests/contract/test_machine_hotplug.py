@@ -150,7 +150,10 @@ async def test_granular_device(machine: QmpClient) -> None:
     state = await describe(machine, SPEC)
     (found,) = state.memory
     assert (found.style, found.size, found.capacity, found.requested) == (MemoryStyle.GRANULAR, 0, GIB, 0)
-    assert [(device.device, device.node, device.port) for device in state.pci] == [(GRANULAR.device, 1, 0)]
+    assert await pci.behind(machine, "far1-mem") == [GRANULAR.device]
+    with pytest.raises(ConflictError, match="node 1 has a granular memory device"):
+        await virtio_mem.plug(machine, ram(GIB), FAR, "vmem-g2", "mem-g2", deadline=10)
+    assert (await describe(machine, SPEC)).backends == {GRANULAR.backend}
     seen: list[int] = []
     reached = await virtio_mem.resize(machine, GRANULAR.device, 256 * MIB, deadline=0.3, progress=seen.append)
     assert reached == 0  # no driver takes it

@@ -96,7 +96,8 @@ class FakeMachine:
         self.devices: dict[str, Device] = {}
         self._nodes, self._cores, self._near_cpus = nodes, cores, near_cpus
         self._near_memory, self._room, self._slots = near_memory, max_memory - near_memory, slots
-        self._ports = dict(ports or {f"far{node}-port{n}": node for node in range(1, nodes) for n in range(2)})
+        far = {f"far{node}-{port}": node for node in range(1, nodes) for port in ("mem", "port0", "port1")}
+        self._ports = dict(ports or far)
 
     def emit(self, name: str, **data: Any) -> None:
         """Announce an event."""

@@ -10,7 +10,7 @@ import pytest
 from framework.golden import check_golden
 from vmcoal.layout import VmFolders
 from vmcoal.machine.argv import CHANNELS, kernel_arguments, mac_address, mmio_reserve, qemu_argv
-from vmcoal.machine.spec import bus_spacing
+from vmcoal.machine.spec import MAX_DISKS, MAX_FAR_NODES, bus_spacing
 from vmcoal.model.machine import Accel, CpuMode, Disk, DiskBoot, FarNode, KernelBoot, MachineSpec, Net
 from vmcoal.model.units import GIB, MIB
 
@@ -93,6 +93,20 @@ def test_expanders_never_overlap_and_stay_below_256_buses() -> None:
         spacing = bus_spacing(count)
         assert spacing * count + 2 < 256
         assert spacing >= 16
+
+
+def test_every_device_of_pcie_0_has_its_own_address() -> None:
+    far = tuple(FarNode(node, 1, GIB, 20 + node, 16 * node) for node in range(1, MAX_FAR_NODES + 1))
+    spec = msgspec.structs.replace(DISK, far_nodes=far, disks=(Disk("/data.img"),) * MAX_DISKS)
+    argv = qemu_argv(spec, FOLDERS, FDS)
+    devices = [word for word in argv if ",addr=" in word and ("bus=" not in word or "bus=pcie.0" in word)]
+    addresses = [word.partition(",addr=")[2].partition(",")[0] for word in devices]
+    assert len(addresses) == 2 * MAX_FAR_NODES + 7 + MAX_DISKS
+    normal = {f"{address}.0" if "." not in address else address for address in addresses}
+    assert len(normal) == len(addresses)
+    assert all(int(address.partition(".")[0], 16) < 0x1F for address in normal)  # 0x1f is the chipset's
+    slots = [word.partition(",slot=")[2].partition(",")[0] for word in argv if ",slot=" in word]
+    assert len(set(slots)) == len(slots) == 3 * MAX_FAR_NODES
 
 
 def test_windows_of_all_ports_fit_below_4_gib() -> None:

@@ -114,7 +114,7 @@ def test_cpu_mode(accel: Accel, release: str | None, mode: CpuMode) -> None:
         ({"display": "hologram"}, UsageError, "not a display"),
         ({"cpu_model": "max -m 4"}, UsageError, "CPU model"),
         ({"disks": [Disk("/nowhere")]}, NotFoundError, "disk /nowhere"),
-        ({"disks": [Disk("/dev/null")] * 9}, UsageError, "9 extra disks"),
+        ({"disks": [Disk("/dev/null")] * 7}, UsageError, "7 extra disks"),
         ({"boot": KernelBoot("/nowhere")}, NotFoundError, "kernel /nowhere"),
         ({"boot": DiskBoot("/nowhere", "raw")}, NotFoundError, "image /nowhere"),
         ({"boot": DiskBoot("/dev/null", "vmdk")}, UsageError, "qcow2 or raw"),

@@ -32,7 +32,9 @@ CHANNELS = ("qmp", "agent", "qga", "console")
 _AGENT_PORT = "org.vmcoal.agent.0"
 _KEYS_FILE = "opt/org.vmcoal/authorized_keys"  # vmcoal.guest.images.FW_CFG_KEYS
 _QGA_PORT = "org.qemu.guest_agent.0"
-_VGA, _NET, _SERIAL, _RNG, _USB, _BOOT_DISK, _SEED, _FIRST_DISK, _FIRST_EXPANDER = 1, 2, 3, 4, 5, 6, 7, 8, 0x10
+_VGA, _NET, _SERIAL, _RNG, _USB, _BOOT_DISK, _SEED, _FIRST_DISK = 1, 2, 3, 4, 5, 6, 7, 8
+_FIRST_MEMORY_PORT, _FIRST_EXPANDER = 0x0E, 0x10
+_MEMORY_CHASSIS = 0x80
 _PREFETCHABLE = 512
 _MMIO_MAX = 64  # MiB of 32-bit window for each root port
 _MMIO_TOTAL = 768  # what of the gap below 4 GiB (about 1004 MiB on q35) the root ports may share
@@ -52,6 +54,7 @@ def qemu_argv(spec: MachineSpec, folders: VmFolders, fds: Mapping[str, int]) -> 
         *_disks(spec, folders),
         *_net(spec),
         *_display(spec),
+        *_memory_ports(spec),
         *_expanders(spec),
     ]
 
@@ -165,9 +168,9 @@ def _channels(fds: Mapping[str, int]) -> list[str]:
         "-device",
         f"virtio-serial-pci,id=ports,addr={_SERIAL:#x}",
         "-device",
-        f"virtserialport,bus=ports.0,nr=1,chardev=agent,name={_AGENT_PORT}",
+        f"virtserialport,id=agent-port,bus=ports.0,nr=1,chardev=agent,name={_AGENT_PORT}",
         "-device",
-        f"virtserialport,bus=ports.0,nr=2,chardev=qga,name={_QGA_PORT}",
+        f"virtserialport,id=qga-port,bus=ports.0,nr=2,chardev=qga,name={_QGA_PORT}",
         "-object",
         "rng-builtin,id=rng",
         "-device",
@@ -261,11 +264,25 @@ def _display(spec: MachineSpec) -> list[str]:
     ]
 
 
+def _memory_ports(spec: MachineSpec) -> list[str]:
+    """A root port for each far node's virtio-mem device, eight to a slot of pcie.0.
+
+    Not behind the expander: QEMU's virtio-mem has had MSI-X only lately, and legacy interrupts from behind an expander
+    do not arrive, so the guest would never hear of a new size. The device names its node itself.
+    """
+    argv: list[str] = []
+    for index, far in enumerate(far for far in spec.far_nodes if far.memory):
+        address = f"{_FIRST_MEMORY_PORT + index // 8:#x}.{index % 8}"
+        where = f"bus=pcie.0,chassis={_MEMORY_CHASSIS},slot={index + 1},addr={address},multifunction=on"
+        argv += ["-device", f"pcie-root-port,id={names.memory_port_id(far.node)},{where},io-reserve=0"]
+    return argv
+
+
 def _expanders(spec: MachineSpec) -> list[str]:
     argv: list[str] = []
     ports = sum(far.ports for far in spec.far_nodes)
-    reserve = f"mem-reserve={mmio_reserve(ports)}M,pref64-reserve={_PREFETCHABLE}M"
-    slot = 0
+    reserve = f"io-reserve=0,mem-reserve={mmio_reserve(ports)}M,pref64-reserve={_PREFETCHABLE}M"
+    slot = len(spec.far_nodes)
     for index, far in enumerate(spec.far_nodes):
         argv += ["-device", _expander(far, _FIRST_EXPANDER + index)]
         for port in range(far.ports):

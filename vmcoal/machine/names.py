@@ -1,7 +1,8 @@
 """The ids that vmcoal gives to QEMU objects, which are also how they are found again after a crash.
 
-A vCPU is ``far<node>-cpu<core>``; a root port ``far<node>-port<n>`` on expander ``far<node>-pxb``; of a memory
-lease the backend is ``mem-<lease>`` and the device ``dimm-<lease>`` or ``vmem-<lease>``.
+A vCPU is ``far<node>-cpu<core>``; a root port ``far<node>-port<n>`` on expander ``far<node>-pxb``, and one for a
+virtio-mem device ``far<node>-mem`` on the machine's own bus; of a memory lease the backend is ``mem-<lease>`` and the
+device ``dimm-<lease>`` or ``vmem-<lease>``.
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ def cpu_id(node: int, core: int) -> str:
 def expander_id(node: int) -> str:
     """Return the id of far node ``node``'s PCI expander bridge."""
     return f"far{node}-pxb"
+
+
+def memory_port_id(node: int) -> str:
+    """Return the id of the root port that takes far node ``node``'s virtio-mem device."""
+    return f"far{node}-mem"
 
 
 def port_id(node: int, port: int) -> str:

@@ -22,12 +22,25 @@ async def plug(
 ) -> str:
     """Plug a ``driver`` device behind a free root port of ``far`` and return the port's id.
 
-    A port that is still busy with the last plug or unplug is tried again. The guest needs a moment more to find the
-    device. Raises `ConflictError` where no port is free, `RefusedError`, `DeadlineError`, `UnreachableError`.
+    The guest needs a moment more to find the device. It should use MSI or MSI-X: legacy interrupts from behind an
+    expander do not arrive. Raises `ConflictError` where no port is free, `RefusedError`, `DeadlineError`,
+    `UnreachableError`.
     """
     clock = Clock(deadline)
-    with translated(f"plug {device} into node {far.node}"):
-        port = await free_port(monitor, far, deadline=clock.command())
+    port = await free_port(monitor, far, deadline=clock.command())
+    await plug_into(monitor, port, driver, device, props, deadline=max(1.0, clock.left))
+    return port
+
+
+async def plug_into(
+    monitor: Monitor, port: str, driver: str, device: str, props: Mapping[str, Any], *, deadline: float
+) -> None:
+    """Plug a ``driver`` device behind root port ``port``, trying again while that is busy with its last plug or unplug.
+
+    Raises `RefusedError`, `DeadlineError`, `UnreachableError`.
+    """
+    clock = Clock(deadline)
+    with translated(f"plug {device} into {port}"):
         while True:
             try:
                 await commands.device_add(monitor, driver, device, {**props, "bus": port}, deadline=clock.command())
@@ -35,7 +48,7 @@ async def plug(
                 if not is_busy(error) or not clock.left:
                     raise
             else:
-                return port
+                return
             await asyncio.sleep(min(_RETRY, clock.left))
 
 

@@ -33,7 +33,7 @@ BLOCK = 128 * MIB
 MAX_FAR_NODES = 15
 """Expanders need a slot on pcie.0 and a share of its 256 bus numbers; 15 keep 16 buses and slots 0x10 to 0x1e each."""
 
-MAX_DISKS = 8
+MAX_DISKS = 6
 OLDEST_QEMU = (7, 2)
 
 _MAX_BUSES = 256

@@ -1,6 +1,6 @@
 """Granular far memory: one virtio-mem device that grows and shrinks in 2 MiB grains.
 
-The device sits behind a root port of the far node. Its size is a request to the guest's driver, which follows as far as
+Each far node has a root port for one such device. Its size is a request to the guest's driver, which follows as far as
 it can; the device itself can be unplugged only when empty, and only by a QEMU that supports it (not 7.2).
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from vmcoal.errors import NotFoundError, RefusedError, UsageError
+from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UsageError
 from vmcoal.machine import pci
 from vmcoal.machine.memory import add_backend, backend_kept, has_device, plan_backend
-from vmcoal.machine.names import memory_ids, port_id
+from vmcoal.machine.names import memory_ids, memory_port_id
 from vmcoal.machine.qmp_errors import translated
 from vmcoal.machine.seam import Monitor
 from vmcoal.machine.unplug import Clock, remove_device, remove_object
@@ -32,9 +32,9 @@ _SIZE = "requested-size"
 
 
 def plan_plug(region: MemoryRegion, far: FarNode, lease: str, requested: int) -> list[dict[str, Any]]:
-    """Return the QMP commands of `plug` for lease ``lease``; the port is chosen when it is done."""
+    """Return the QMP commands of `plug` for lease ``lease``, asking for ``requested`` bytes at once."""
     backend, device = memory_ids(lease, MemoryStyle.GRANULAR)
-    arguments = {"driver": _DRIVER, "id": device, **_props(far, backend, requested), "bus": port_id(far.node, 0)}
+    arguments = {"driver": _DRIVER, "id": device, **_props(far, backend, requested), "bus": memory_port_id(far.node)}
     return [plan_backend(region, backend), {"execute": "device_add", "arguments": arguments}]
 
 
@@ -48,13 +48,16 @@ async def plug(
 ) -> None:
     """Make ``region`` memory backend ``backend`` and plug it, empty, as virtio-mem ``device`` of far node ``far``.
 
-    On failure the backend is deleted again. Raises `ConflictError` where no root port is free, `RefusedError`,
+    On failure the backend is deleted again. Raises `ConflictError` where the node has such a device, `RefusedError`,
     `DeadlineError`, `UnreachableError`.
     """
     clock = Clock(deadline)
     await add_backend(monitor, region, backend, clock)
     async with backend_kept(monitor, backend):
-        await pci.plug(monitor, far, _DRIVER, device, _props(far, backend, 0), deadline=max(1.0, clock.left))
+        port = memory_port_id(far.node)
+        if await pci.behind(monitor, port, deadline=clock.command()):
+            raise ConflictError(f"node {far.node} has a granular memory device", hint="resize that one, or plug DIMMs")
+        await pci.plug_into(monitor, port, _DRIVER, device, _props(far, backend, 0), deadline=max(1.0, clock.left))
 
 
 async def find(monitor: Monitor, device: str, *, deadline: float = 10.0) -> VirtioMem:
