@@ -221,9 +221,8 @@ static struct log *open_log(struct children *children, const char *path, const s
 	return log;
 }
 
-/* A child that owns copies of what it was asked for, so that it can be started again. */
-static struct child *child_new(struct children *children, const struct request *request, const char *packet,
-			       size_t length)
+/* A child that owns what it was asked for and given, so that it can be started again. */
+static struct child *child_new(struct children *children, struct packet *packet)
 {
 	struct child *child = calloc(1, sizeof *child);
 	struct refusal never;
@@ -236,35 +235,37 @@ static struct child *child_new(struct children *children, const struct request *
 	child->out.loop = child->err.loop = children->loop;
 	child->timer.fire = timer_fired;
 	child->request = malloc(sizeof *child->request);
-	child->packet = malloc(length);
+	child->packet = malloc(packet->length);
 	if (!child->packet || !child->request) {
 		child_free(child);
 		return NULL;
 	}
-	memcpy(child->packet, packet, length);
+	memcpy(child->packet, packet->data, packet->length);
 	/* Parsing is a pure function of the bytes: what it accepted once it accepts again. */
-	request_parse(child->packet, length, request->targetc, child->request, &never);
+	request_parse(child->packet, packet->length, packet->fd_count, child->request, &never);
+	memcpy(child->fds, packet->fds, packet->fd_count * sizeof *packet->fds);
+	packet->fd_count = 0;
 	return child;
 }
 
-struct child *children_spawn(struct children *children, const struct request *request, const char *packet,
-			     size_t length, const int *fds, struct refusal *why)
+struct child *children_spawn(struct children *children, const struct request *request, struct packet *packet,
+			     struct refusal *why)
 {
-	struct child *child = NULL;
+	struct child *child;
 
-	if (children_find(children, request->id))
+	if (children_find(children, request->id)) {
 		refuse(why, EEXIST, "child %s exists", request->id);
-	else if (children->count == CHILDREN_MAX)
-		refuse(why, ENOSPC, "%d children are known: forget those that ended", CHILDREN_MAX);
-	else if (!(child = child_new(children, request, packet, length)))
-		refuse(why, ENOMEM, "out of memory");
-	if (!child) {
-		for (unsigned i = 0; i < request->targetc; i++)
-			close(fds[i]);
 		return NULL;
 	}
-
-	memcpy(child->fds, fds, request->targetc * sizeof *fds);
+	if (children->count == CHILDREN_MAX) {
+		refuse(why, ENOSPC, "%d children are known: forget those that ended", CHILDREN_MAX);
+		return NULL;
+	}
+	child = child_new(children, packet);
+	if (!child) {
+		refuse(why, ENOMEM, "out of memory");
+		return NULL;
+	}
 	if ((request->stdout_log && !(child->out.log = open_log(children, request->stdout_log, request, why))) ||
 	    (request->stderr_log && !(child->err.log = open_log(children, request->stderr_log, request, why))) ||
 	    !child_start(child, why)) {

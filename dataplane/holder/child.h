@@ -7,6 +7,7 @@
 #include "log.h"
 #include "loop.h"
 #include "message.h"
+#include "packet.h"
 #include "request.h"
 
 enum child_state {
@@ -61,9 +62,9 @@ struct child *children_find(struct children *children, const char *id);
 unsigned children_live(const struct children *children);
 bool child_live(const struct child *child);
 
-/* Start a child from a parsed spawn request that points into `packet`. Takes the descriptors, whatever comes of it. */
-struct child *children_spawn(struct children *children, const struct request *request, const char *packet,
-			     size_t length, const int *fds, struct refusal *why);
+/* Start a child from a parsed spawn request that points into `packet`, whose descriptors it takes. */
+struct child *children_spawn(struct children *children, const struct request *request, struct packet *packet,
+			     struct refusal *why);
 
 /* SIGTERM now, SIGKILL to its process group after the grace; no restart. Again: the sooner end of grace counts. */
 void child_stop(struct child *child, int64_t grace_ms);

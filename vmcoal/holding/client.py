@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket as socket_module
 from builtins import list as List  # noqa: N812
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +35,7 @@ from vmcoal.holding.children import (
     read_exits,
 )
 from vmcoal.holding.connection import Connection
+from vmcoal.holding.launch import end_holder, end_of_process, launch, launched
 from vmcoal.holding.wire import Field, Packet, encode, encode_spawn, parse_child, parse_exit
 from vmcoal.layout import Folders
 
@@ -53,8 +53,6 @@ __all__ = [
 
 _ANSWER = 10.0
 _DEATH = 10.0
-_LAUNCH = 5.0
-_TAKEN = 3
 _Errors = Mapping[str, type[VmcoalError]]
 _ERRORS: _Errors = {
     "ENOENT": NotFoundError,
@@ -116,14 +114,14 @@ class Holder:
             name,
             "--detach",
         ]
-        launch = asyncio.ensure_future(_launch(binary, arguments))
+        task = asyncio.ensure_future(launch(binary, arguments))
         try:
             async with asyncio.timeout(deadline):
-                await asyncio.shield(launch)
+                await asyncio.shield(task)
                 return await cls.connect(folders.holder_socket, deadline=deadline)
         except BaseException as error:
-            if await _launched(launch):
-                _end_holder(folders.holder_socket)
+            if await launched(task):
+                end_holder(folders.holder_socket)
             if isinstance(error, TimeoutError):
                 raise DeadlineError(f"the holder did not start within {deadline:g} s") from None
             raise
@@ -257,7 +255,7 @@ class Holder:
             return
         try:
             # The connection ends with the process, but a moment before it.
-            async with asyncio.timeout(2 * grace + _DEATH), _end_of_process(self._pid):
+            async with asyncio.timeout(2 * grace + _DEATH), end_of_process(self._pid):
                 with contextlib.suppress(UnreachableError):
                     await self._ask("shutdown", ("grace-ms", _milliseconds(grace)))
                 await self._lost.wait()
@@ -350,66 +348,3 @@ class _End:
 
 def _milliseconds(seconds: float) -> int:
     return max(0, round(seconds * 1000))
-
-
-async def _launch(binary: Path, arguments: Sequence[str | Path]) -> None:
-    """Run the holder's starting half, which ends when the holder listens or has failed."""
-    process = await asyncio.create_subprocess_exec(
-        binary,
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        _, stderr = await process.communicate()
-    finally:
-        # Before it listens the holder ends when its starting half is gone.
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        message = stderr.decode(errors="replace").strip().removeprefix("vmcoal-holder: ")
-        kind = ConflictError if process.returncode == _TAKEN else ExecutionError
-        raise kind(f"the holder did not start: {message}", argv=[str(binary), *map(str, arguments)])
-
-
-async def _launched(launch: asyncio.Future[None]) -> bool:
-    """Return whether a launch that is no longer wanted succeeded. It takes milliseconds, so it is not cut short: only
-    its end tells whether there is a holder to end."""
-    _, late = await asyncio.wait({launch}, timeout=_LAUNCH)
-    if late:
-        launch.cancel()
-        await asyncio.wait({launch})
-    return not launch.cancelled() and launch.exception() is None
-
-
-def _end_holder(path: Path) -> None:
-    """Tell the holder to end, without waiting for it."""
-    with (
-        contextlib.suppress(OSError),
-        socket_module.socket(socket_module.AF_UNIX, socket_module.SOCK_SEQPACKET) as sock,
-    ):
-        sock.setblocking(False)
-        sock.connect(os.fspath(path))
-        sock.send(encode("shutdown", ("grace-ms", 0)))
-
-
-@contextlib.asynccontextmanager
-async def _end_of_process(pid: int) -> AsyncIterator[None]:
-    """At the end of the context, wait until the process that had ``pid`` at its beginning has ended."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(pidfd, ended.set)
-    try:
-        yield
-        await ended.wait()
-    finally:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
