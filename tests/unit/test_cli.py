@@ -354,7 +354,7 @@ def test_exec_of_a_command_that_a_signal_ended(controller: Start) -> None:
 def test_shutdown(controller: Start) -> None:
     fake = controller({"shutdown": [result(ShutdownResult(how="agent", exit_code=0, released=("m1", "c1")))]})
     done = vmcoal("shutdown", "--deadline", "10s")
-    assert done.out == "VM web was powered off by its agent; 2 leases were given back\n"
+    assert done.out == "VM web was powered off by its agent; 2 leases given back\n"
     assert fake.last("shutdown") == {"deadline": 10.0, "force": False}
 
 

@@ -142,7 +142,7 @@ def test_ids_are_unique_and_every_check_has_a_duty() -> None:
         ({"read_only": ("/sys",)}, "cgroup", Level.WARN, "cannot have groups"),
         ({"read_only": ("/tmp",)}, "folders", Level.FAIL, "cannot be written"),
         ({"free": 1 << 20}, "folders", Level.FAIL, "has only 1 MiB left"),
-        ({"mounts": ("gone/mem-1", "alive/mem-2")}, "leftovers", Level.WARN, "1 mounts without a VM"),
+        ({"mounts": ("gone/mem-1", "alive/mem-2")}, "leftovers", Level.WARN, "1 without a VM"),
         ({"missing": ("apt-get",)}, "apt", Level.WARN, "not installed"),
     ],
 )

@@ -14,7 +14,7 @@ import msgspec
 from vmcoal import layout
 from vmcoal.cli.app import Command
 from vmcoal.cli.config import BootDefaults, load_config
-from vmcoal.cli.output import Steps, note, print_json, print_plan, steps, vcpus
+from vmcoal.cli.output import Steps, counted, note, print_json, print_plan, steps, vcpus
 from vmcoal.cli.params import COUNT, COUNT_OR_NONE, DEFAULT_VM, PORT, SECONDS, SIZE, VM, dry_run_option, output_option
 from vmcoal.cli.vm import holder_lives, read_spec, vm_call
 from vmcoal.controller.api import Progress, WaitRequest
@@ -380,7 +380,7 @@ def boot_plan(spec: MachineSpec) -> Plan:
         made.append(Step("overlay", f"make the disk layer {folders.overlay} over {spec.boot.image}", "this host"))
     made.append(Step("qemu", "start QEMU under the VM's holder", "this host", ({"argv": argv},)))
     made.append(Step("wait", "wait for the guest's agent", "the guest"))
-    headroom = f"{len(spec.far_nodes)} far nodes"
+    headroom = counted(len(spec.far_nodes), "far node")
     if spec.far_nodes:
         far = spec.far_nodes[0]
         distances = ", ".join(str(each.distance) for each in spec.far_nodes)
@@ -396,7 +396,7 @@ def boot_plan(spec: MachineSpec) -> Plan:
 def ready_line(status: VmStatus) -> str:
     """Return one sentence on a VM that has booted."""
     far = len(status.nodes) - 1
-    extras = [f"{far} empty far nodes"] if far > 0 else []
+    extras = [counted(far, "empty far node")] if far > 0 else []
     if status.ssh_port is not None:
         extras.append(f"ssh on port {status.ssh_port}")
     guest = f": {status.guest}" if status.guest else ""

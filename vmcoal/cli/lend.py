@@ -18,7 +18,7 @@ from vmcoal import layout
 from vmcoal.cli.app import Group
 from vmcoal.cli.config import load_config
 from vmcoal.cli.outcome import printable
-from vmcoal.cli.output import note, print_json, steps, table, vcpus
+from vmcoal.cli.output import counted, note, print_json, steps, table, vcpus
 from vmcoal.cli.params import (
     COUNT,
     LOCAL_LENDER,
@@ -388,9 +388,9 @@ def _reclaim(lender: str, method: str, params: msgspec.Struct, deadline: float, 
         print_json(result)
         return
     done = {"stop": "ended", "drain": "drained", "forget": "forgot the borrower"}[method]
-    text = f"lender {lender} {done}: {len(result.released)} leases came back"
+    text = f"lender {lender} {done}: {counted(len(result.released), 'lease')} came back"
     if result.taken:
-        text += f", {len(result.taken)} were taken: {', '.join(result.taken)}"
+        text += f", {len(result.taken)} taken: {', '.join(result.taken)}"
     click.echo(text)
 
 
@@ -399,7 +399,7 @@ def _switch(name: str | None, method: str, form: str) -> None:
     if form == "json":
         print_json(status)
         return
-    still = f"; {len(status.leases)} leases are still out" if status.offer.cordoned and status.leases else ""
+    still = f"; {counted(len(status.leases), 'lease')} still out" if status.offer.cordoned and status.leases else ""
     click.echo(f"lender {status.name} " + ("lends nothing new" if status.offer.cordoned else "lends again") + still)
 
 

@@ -11,7 +11,7 @@ import click
 
 from vmcoal import layout
 from vmcoal.cli.app import Command
-from vmcoal.cli.output import note, print_json
+from vmcoal.cli.output import counted, note, print_json
 from vmcoal.cli.params import COUNT, VM, deadline_option, output_option, resolve_vm, vm_argument, yes_option
 from vmcoal.cli.vm import holder_lives, vm_steps
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
@@ -39,7 +39,7 @@ def shutdown(vm: str | None, force: bool, deadline: float, form: str) -> None:
         print_json(result)
         return
     how = {"guest": "powered itself off", "agent": "was powered off by its agent", "forced": "was ended by force"}
-    gave = f"; {len(result.released)} leases were given back" if result.released else ""
+    gave = f"; {counted(len(result.released), 'lease')} given back" if result.released else ""
     click.echo(f"VM {name} {how.get(result.how, result.how)}{gave}")
 
 

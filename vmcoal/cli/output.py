@@ -32,9 +32,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return ``1 lease``, ``2 leases``."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def vcpus(count: int) -> str:
     """Return ``1 vCPU``, ``2 vCPUs``."""
-    return f"{count} vCPU" + ("" if count == 1 else "s")
+    return counted(count, "vCPU")
 
 
 def note(text: str) -> None:

@@ -217,7 +217,7 @@ def _leftovers(host: Host) -> Seen:
     ]
     if not dead:
         return Seen(True, "none")
-    return Seen(False, f"{len(dead)} mounts without a VM", " && ".join(f"fusermount3 -u -z {point}" for point in dead))
+    return Seen(False, f"{len(dead)} without a VM", " && ".join(f"fusermount3 -u -z {point}" for point in dead))
 
 
 def _runtime_length(host: Host) -> Seen:

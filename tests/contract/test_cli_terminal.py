@@ -27,7 +27,7 @@ from vmcoal.controller.api import Call, ExecResult, Output, Progress
 from vmcoal.errors import UnreachableError
 from vmcoal.model.machine import Accel, KernelBoot, MachineSpec
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.contract
 
 PATIENCE = 20.0
 

@@ -11,7 +11,7 @@ import pytest
 
 from framework.command import ROOT, spawn_vmcoal, vmcoal
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.contract
 
 TIMES = 9
 
