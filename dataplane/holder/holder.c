@@ -6,9 +6,9 @@
 
 #include "server.h"
 
-static const struct child *running_main(const struct holder *holder)
+static struct child *live_main(struct holder *holder)
 {
-	const struct child *child;
+	struct child *child;
 
 	TAILQ_FOREACH (child, &holder->children.list, link)
 		if (child->request->main && child_live(child))
@@ -18,7 +18,7 @@ static const struct child *running_main(const struct holder *holder)
 
 void holder_shutdown(struct holder *holder, int64_t grace_ms)
 {
-	struct child *main = (struct child *)running_main(holder);
+	struct child *main = live_main(holder);
 
 	holder->closing = true;
 	holder->closing_grace_ms = grace_ms;

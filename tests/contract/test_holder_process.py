@@ -201,6 +201,16 @@ async def test_a_program_that_vanished_fails_its_restart(holder: Holder, folders
     assert read_exits(folders.exits)[-1].state is ChildState.FAILED
 
 
+@pytest.mark.soak
+async def test_thirty_seconds_of_life_begin_a_new_row_of_restarts(holder: Holder) -> None:
+    long = ChildSpec(id="a", argv=("sh", "-c", "sleep 30.5; exit 1"), restart=Restart.ON_FAILURE, restart_max=1)
+    ends: asyncio.Queue[ExitEvent] = asyncio.Queue()
+    await holder.watch(ends.put_nowait)
+    await holder.spawn(long)
+    for _ in range(3):
+        assert (await asyncio.wait_for(ends.get(), 40)).restarting
+
+
 async def test_a_stopped_process_still_obeys_a_stop(holder: Holder) -> None:
     await holder.spawn(ChildSpec(id="a", argv=RUNS))
     await holder.signal("a", signal.SIGSTOP)
