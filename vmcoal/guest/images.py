@@ -2,7 +2,7 @@
 
     ensure_default_image(progress)          -> DefaultImage   kernel + initramfs; built if there is none, about 10 s
     build_default(progress, refresh=True)   -> Image          look for newer packages (`vmcoal image build default`)
-    build_debian(progress, size)            -> Path           bootable Debian disk (`vmcoal image build debian`)
+    build_debian(progress, size=…)          -> Image          bootable Debian disk (`vmcoal image build debian`)
     list_images()                           -> list[Image]    newest first (`vmcoal image list`)
     prune_images(everything=False)          -> (removed, kept)
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmcoal.errors import InternalError, UsageError
-from vmcoal.guest import default_image
+from vmcoal.guest import debian_disk, default_image
 from vmcoal.guest.packages import Apt, Progress, quiet
 from vmcoal.guest.store import Image, Store, digest_of
 
@@ -33,6 +33,7 @@ FW_CFG_KEYS = "opt/org.vmcoal/authorized_keys"
 """The fw_cfg file whose ssh public keys the default image lets in."""
 
 _DEFAULT_SPACE = 400 << 20
+_DEBIAN_SPACE = 2 << 30
 _BUILD_DEADLINE = 1800.0
 
 
@@ -115,6 +116,56 @@ def build_default(progress: Progress = quiet, *, cache: Path | None = None, refr
                 system=system,
                 files={"kernel": "vmlinuz", "initrd": "initrd"},
                 append=default_image.APPEND,
+                packages=versions,
+            ),
+            tree,
+        )
+
+
+def build_debian(
+    progress: Progress = quiet,
+    *,
+    size: int = 2 << 30,
+    suite: str | None = None,
+    cache: Path | None = None,
+    refresh: bool = True,
+) -> Image:
+    """Build a bootable Debian disk (qcow2, BIOS and UEFI, cloud-init), or return it if it is built already.
+
+    ``size`` bytes of the disk; ``suite`` a codename, the host's unless given; ``refresh`` as in `build_default`. The
+    agent comes with the seed. The disk is ``image.path("disk")``.
+    """
+    if size < debian_disk.SMALLEST or size % (1 << 20):
+        raise UsageError(
+            f"a Debian disk cannot have {size} bytes", hint="give whole MiB, 1 GiB or more, for example --size 4G"
+        )
+    suite = suite or debian_disk.host_suite()
+    store = Store(cache)
+    recipe = digest_of([*debian_disk.recipe_parts(), suite, str(size)])
+    if not refresh and (image := store.find("debian", recipe=recipe)) is not None:
+        return image
+    with store.building("debian", deadline=_BUILD_DEADLINE, progress=progress, space=_DEBIAN_SPACE) as work:
+        if not refresh and (image := store.find("debian", recipe=recipe)) is not None:
+            return image
+        lines = debian_disk.sources(suite, Apt(work / "apt", store.packages).mirrors())
+        apt = Apt(work / "apt", store.packages, sources=lines)
+        closure = apt.resolve([*debian_disk.WANTED, "apt", "?essential"], progress=progress)
+        versions = {package.name: package.version for package in closure}
+        digest = digest_of([recipe, *(f"{name}={version}" for name, version in sorted(versions.items()))])
+        if (image := store.find("debian", digest=digest)) is not None:
+            return image
+        tree, scratch = work / "image", work / "scratch"
+        tree.mkdir()
+        scratch.mkdir()
+        release, system = debian_disk.build(tree, scratch, suite=suite, lines=lines, size=size, progress=progress)
+        return store.publish(
+            Image(
+                kind="debian",
+                digest=digest,
+                recipe=recipe,
+                release=release,
+                system=system,
+                files={"disk": "disk.qcow2"},
                 packages=versions,
             ),
             tree,

@@ -77,8 +77,8 @@ def inspect_image(image: str | Path, *, bootable: bool = True, allow_backing: bo
     """Return what ``image`` is.
 
     ``bootable``: a raw one must carry a boot sector; ``allow_backing``: take an image layered over another, trusting
-    the names in it. Raises `NotFoundError` (no such file), `PrerequisiteError` (unreadable, no qemu-img), `RefusedError`
-    (not an image, damaged, or reaching for other files), `ConflictError` (a VM writes to it).
+    the names in it. Raises `NotFoundError` (no such file), `PrerequisiteError` (unreadable, no qemu-img),
+    `RefusedError` (not an image, damaged, or reaching for other files), `ConflictError` (a VM writes to it).
     """
     path = Path(image).absolute()
     head = _read_head(path)

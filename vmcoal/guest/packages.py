@@ -116,16 +116,20 @@ class Apt:
     """apt-get over an empty machine.
 
     ``state`` is a folder of apt's own (lists, empty status), ``archives`` where packages are kept; both are created.
+    ``sources`` replaces the host's package sources by these lines.
     """
 
-    def __init__(self, state: Path, archives: Path) -> None:
+    def __init__(self, state: Path, archives: Path, *, sources: Sequence[str] = ()) -> None:
         self.archives = archives
         self._state = state
         self._own_lists = state / "lists"
-        self._use_own_lists = False
+        self._use_own_lists = bool(sources)
+        self._sources = state / "sources.list" if sources else None
         for folder in (state, archives, self._own_lists / "partial", state / "cache" / "archives" / "partial"):
             folder.mkdir(parents=True, exist_ok=True)
         (state / "status").touch()
+        if self._sources is not None:
+            self._sources.write_text("".join(f"{line}\n" for line in sources))
 
     def resolve(self, names: Sequence[str], *, progress: Progress = quiet) -> list[Package]:
         """Return the closure of ``names`` without recommended packages, sorted by name.
@@ -185,6 +189,12 @@ class Apt:
             done += sum(package.size for package in batch)
         return files
 
+    def mirrors(self) -> list[str]:
+        """Return the addresses of the Debian mirrors that the host uses."""
+        wanted = ["Created-By: Packages", "Origin: Debian"]
+        out = self._apt(["indextargets", "--format", "$(REPO_URI)", *wanted], deadline=60)
+        return list(dict.fromkeys(line.rstrip("/") for line in out.decode(errors="replace").split()))
+
     def _download(self, packages: Sequence[Package]) -> None:
         for package in packages:
             (self.archives / package.file).unlink(missing_ok=True)
@@ -217,6 +227,8 @@ class Apt:
             "APT::Update::Error-Mode": "any",
             "Binary::apt-get::DPkg::Use-Pty": "false",
         }
+        if self._sources is not None:
+            options |= {"Dir::Etc::sourcelist": str(self._sources), "Dir::Etc::sourceparts": "/dev/null"}
         argv = ["apt-get", *(part for key, value in options.items() for part in ("-o", f"{key}={value}")), *arguments]
         return run_tool(
             argv,

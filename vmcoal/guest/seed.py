@@ -30,25 +30,45 @@ def meta_data(*, name: str, identity: str) -> str:
 
 
 def user_data(*, ssh_key: str = "") -> str:
-    """Return ``user-data``: the agent with its unit, and ``ssh_key`` (one public key line) for root and the image's
-    default user."""
-    config: dict[str, object] = {
-        "write_files": [
-            _file(AGENT_PLACE, "0755", agent_source().read_bytes()),
-            _file(UNIT_PLACE, "0644", agent_unit().read_bytes()),
-        ],
-        "runcmd": [
-            ["systemctl", "daemon-reload"],
-            ["systemctl", "enable", "--now", "--no-block", Path(UNIT_PLACE).name],
-        ],
-    }
+    """Return ``user-data``: what brings the agent, and ``ssh_key`` (one public key line) for root and the image's
+    default user.
+
+    The agent comes by a boothook, which cloud-init runs long before its other work and at every boot, so that a seed of
+    a newer vmcoal brings the newer agent.
+    """
+    parts = [{"type": "text/cloud-boothook", "content": _boothook()}]
     if key := ssh_key.strip():
         if "\n" in key:
             raise ValueError("one public key is one line")
-        config["disable_root"] = False
-        config["ssh_authorized_keys"] = [key]
-        config["users"] = ["default", {"name": "root", "ssh_authorized_keys": [key]}]
-    return "#cloud-config\n" + json.dumps(config, indent=1) + "\n"
+        config = {
+            "disable_root": False,
+            "ssh_authorized_keys": [key],
+            "users": ["default", {"name": "root", "ssh_authorized_keys": [key]}],
+        }
+        parts.append({"type": "text/cloud-config", "content": json.dumps(config, indent=1)})
+    return "#cloud-config-archive\n" + json.dumps(parts, indent=1) + "\n"
+
+
+def _boothook() -> str:
+    files = ((AGENT_PLACE, "0755", agent_source()), (UNIT_PLACE, "0644", agent_unit()))
+    lines = ["#!/bin/sh", "# Installs the vmcoal agent, or brings it up to date.", "changed="]
+    for place, mode, source in files:
+        packed = base64.b64encode(gzip.compress(source.read_bytes(), 9, mtime=0)).decode()
+        lines += [
+            f"base64 -d <<'END' | gunzip >{place}.new",
+            *(packed[at : at + 120] for at in range(0, len(packed), 120)),
+            "END",
+            f"if cmp -s {place}.new {place}; then rm {place}.new; else",
+            f"    chmod {mode} {place}.new && mv {place}.new {place} && changed=1",
+            "fi",
+        ]
+    unit = Path(UNIT_PLACE).name
+    lines += [
+        '[ -z "$changed" ] || systemctl daemon-reload',
+        f"systemctl enable {unit}",
+        f'if [ -n "$changed" ]; then systemctl restart --no-block {unit}; else systemctl start --no-block {unit}; fi',
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def make_seed(path: Path, *, name: str, identity: str, ssh_key: str = "") -> Path:
@@ -91,8 +111,3 @@ def should_seed(image: Path, *, cache: Path | None = None) -> tuple[bool, str]:
         "cloud-init would treat a system that booted before as a new one (new ssh host keys); "
         "give --seed for a fresh cloud image, or install the agent in the guest"
     )
-
-
-def _file(place: str, mode: str, data: bytes) -> dict[str, str]:
-    packed = base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
-    return {"path": place, "permissions": mode, "owner": "root:root", "encoding": "gz+b64", "content": packed}
