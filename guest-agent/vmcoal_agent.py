@@ -558,27 +558,29 @@ def call_park_far(system: System, args: Item, until: float, step: Step) -> Item:
 
 def set_block(system: System, number: int, online: bool) -> Item | None:
     """Bring one memory block online as movable or offline; return ``None``, or the error as an item."""
-    state = f"{system.memory}/memory{number}/state"
+    path = f"{system.memory}/memory{number}/state"
     block = system.block(number)
-    try:
-        if not online:
-            if block["state"] == "offline" or block["state"] == "gone":
+    for _ in range(3):
+        try:
+            if not online:
+                if block["state"] not in ("offline", "gone"):
+                    write(path, "offline")
                 return None
-            write(state, "offline")
-            return None
-        if block["state"] == "online":
-            if block["zone"] == "Movable":
-                return None
-            # The kernel put it online by itself (auto_online_blocks), where it may never come off again.
-            write(state, "offline")
-        write(state, "online_movable")
+            if block["state"] == "online":
+                if block["zone"] == "Movable":
+                    return None
+                # The kernel put it online by itself (auto_online_blocks), where it may never come off again.
+                write(path, "offline")
+            write(path, "online_movable")
+        except OSError as error:
+            before, block = block, system.block(number)
+            # EINVAL is how Linux says that it is so already: it went online or offline by itself in the meantime.
+            if error.errno == errno.EINVAL and block["state"] != before["state"]:
+                continue
+            failure = from_os(error, f"memory block {number} in zone {block['zone'] or '?'}")
+            return {"error": failure.code, "message": failure.message, "zone": block["zone"]}
         block = system.block(number)
-        if block["state"] == "online" and block["zone"] in ("Movable", ""):
-            return None
-        return {"error": "EXDEV", "message": f"block {number} is {block['state']} in zone {block['zone'] or '?'}"}
-    except OSError as error:
-        failure = from_os(error, f"memory block {number} in zone {block['zone'] or '?'}")
-        return {"error": failure.code, "message": failure.message, "zone": block["zone"]}
+    return {"error": "EXDEV", "message": f"block {number} stays {block['state']} in zone {block['zone'] or '?'}"}
 
 
 def call_memory_set(system: System, args: Item, until: float, step: Step) -> Item:
@@ -728,13 +730,17 @@ def call_pci_power_off(system: System, args: Item, until: float, step: Step) -> 
     except OSError:
         names = []
     for name in names:
-        if read(f"{slots}/{name}/address") == address.rpartition(".")[0]:
+        if read(f"{slots}/{name}/address") != address.rpartition(".")[0]:
+            continue
+        while read(f"{slots}/{name}/power") != "0":
             try:
-                if read(f"{slots}/{name}/power") != "0":
-                    write(f"{slots}/{name}/power", "0")
+                write(f"{slots}/{name}/power", "0")
+                break
             except OSError as error:
-                raise from_os(error, f"slot {name} of {address}") from error
-            return {"slot": name}
+                # pciehp answers ENODEV while the slot is on its way on or off.
+                if error.errno != errno.ENODEV or not pause(0.05, until):
+                    raise from_os(error, f"slot {name} of {address}") from error
+        return {"slot": name}
     raise CallError("ENODEV", f"no hotplug slot holds {address}")
 
 
@@ -945,9 +951,12 @@ class Job(Source):
             pass
         self.agent.drop(self)
         self.agent.jobs.pop(self.rid, None)
+        ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        if self.answer is None and self.name == "poweroff" and ended_by == signal.SIGTERM:
+            self.answer = {"ok": {"how": "init"}}  # init is ending every process already
         if self.answer is None:
-            timed_out = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-            code, text = ("ETIMEDOUT", "was not done in time") if timed_out else ("EINTR", "was ended")
+            late = ended_by == signal.SIGALRM
+            code, text = ("ETIMEDOUT", "was not done in time") if late else ("EINTR", "was ended")
             self.answer = {"error": {"code": code, "message": f"{self.name} {text}"}}
         if self.items:
             for body in self.answer.values():
@@ -1621,6 +1630,11 @@ class Agent:
                 source = by_fd[fd]
                 if source.fd == fd:
                     source.ready(events)
+        for job in self.jobs.values():
+            if job.name == "poweroff":
+                self.reply(job.rid, {"how": "init"})
+        if self.port.fd >= 0:
+            self.port.flush()
         self.end_session()
 
 
