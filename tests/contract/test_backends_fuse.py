@@ -91,7 +91,7 @@ async def test_a_lenders_server_killed_in_the_middle_of_writes_loses_nothing() -
         pattern = os.urandom(MIB) * 64
         writing = asyncio.create_task(asyncio.to_thread(write_through, region_file(region), pattern))
         for _ in range(3):
-            child = next(c for c in await servers._holder.list() if c.id == f"serve-{one.lease.id}")
+            child = next(c for c in await servers.holder.list() if c.id == f"serve-{one.lease.id}")
             if child.pid:
                 os.kill(child.pid, signal.SIGKILL)
             await asyncio.wait((writing,), timeout=0.2)

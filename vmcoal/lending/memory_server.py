@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
+import signal
 import socket
 from pathlib import Path
 
 from vmcoal.backends import nbd
-from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, PrerequisiteError, RefusedError
+from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, NotFoundError, PrerequisiteError, RefusedError
 from vmcoal.holding.children import ChildSpec, Restart
 from vmcoal.holding.client import Holder
 from vmcoal.host.facts import Host
@@ -24,6 +26,8 @@ from vmcoal.lending import cgroup
 from vmcoal.lending.book import Entry
 from vmcoal.model.lease import MemoryServer
 from vmcoal.model.units import format_size
+
+log = logging.getLogger("vmcoal.lending")
 
 THREADS = 8
 """Requests that one connection may have under way; the borrower's proxy has several connections."""
@@ -37,8 +41,8 @@ _GRACE = 1.0
 class MemoryServers:
     """Starts, finds and ends the servers of one lender.
 
-    ``host`` is the address they listen on (``None``: all); ``ports`` the data ports to choose from (empty: any);
-    ``cgroups`` the folder of their groups, or ``None``.
+    ``holder`` may be replaced when it was lost; ``host`` is the address they listen on (``None``: all); ``ports`` the
+    data ports to choose from (empty: any); ``cgroups`` the folder of their groups, or ``None``.
     """
 
     def __init__(
@@ -50,7 +54,7 @@ class MemoryServers:
         ports: range = range(0),
         cgroups: Path | None = None,
     ) -> None:
-        self._holder = holder
+        self.holder = holder
         self._folders = folders
         self._host = host
         self._ports = ports
@@ -82,6 +86,7 @@ class MemoryServers:
             raise NotFoundError(f"the bytes of lease {lease} are gone")
         if not await self.runs(lease):
             await self._end_child(lease)
+            await self._end_stray(entry)
             await self._serve(entry, entry.port)
         return self._describe(entry, entry.port, psk)
 
@@ -92,12 +97,13 @@ class MemoryServers:
 
     async def runs(self, lease: str) -> bool:
         """Return whether the holder keeps the server of ``lease`` alive."""
-        return any(child.id == _child(lease) and child.live for child in await self._holder.list())
+        return any(child.id == _child(lease) and child.live for child in await self.holder.list())
 
     async def stop(self, entry: Entry) -> None:
         """End a lease's server and give its bytes back. Idempotent; raises `DeadlineError` if it does not end."""
         lease = entry.lease.id
         await self._end_child(lease)
+        await self._end_stray(entry)
         nbd.remove_file(self.file(entry))
         nbd.remove_file(self._psk_file(lease))
         for log in (self._log(lease), self._log(lease).with_suffix(".log.1")):
@@ -113,7 +119,7 @@ class MemoryServers:
         """
         leases = {entry.lease.id for entry in entries}
         found = []
-        for child in await self._holder.list():
+        for child in await self.holder.list():
             lease = child.id.removeprefix(_PREFIX)
             if child.id.startswith(_PREFIX) and lease not in leases:
                 await self._end_child(lease)
@@ -127,10 +133,7 @@ class MemoryServers:
 
     def resident(self, entry: Entry) -> int:
         """Return the bytes of a lease that are really in memory; 0 if there are none."""
-        try:
-            return self.file(entry).stat().st_blocks * 512
-        except FileNotFoundError:
-            return 0
+        return resident(self._folders, entry)
 
     # Steps
 
@@ -178,11 +181,11 @@ class MemoryServers:
                 cgroup=group or None,
             )
             ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            unwatch = await self._holder.watch(
+            unwatch = await self.holder.watch(
                 lambda event: ended.set_result(None) if event.id == spec.id and not ended.done() else None
             )
             try:
-                await self._holder.spawn(spec)
+                await self.holder.spawn(spec)
                 await self._greeted(lease, listener, ended)
             except BaseException:
                 await asyncio.shield(self._end_child(lease))
@@ -228,8 +231,30 @@ class MemoryServers:
 
     async def _end_child(self, lease: str) -> None:
         with contextlib.suppress(NotFoundError):
-            await self._holder.stop(_child(lease), _GRACE)
-            await self._holder.forget(_child(lease))
+            await self.holder.stop(_child(lease), _GRACE)
+            await self.holder.forget(_child(lease))
+
+    async def _end_stray(self, entry: Entry) -> None:
+        """End a server that outlived its holder.
+
+        The holder's death means SIGKILL for its children, but nbdkit makes that a SIGTERM (it sets PR_SET_PDEATHSIG
+        itself), and then waits for its clients to leave while it accepts no other. The export's name is unique.
+        """
+        wanted = f"exportname={self._export(entry)}"
+        for pid in await asyncio.to_thread(_processes_with, wanted):
+            log.warning("the server of lease %s, process %d, outlived its holder", entry.lease.id, pid)
+            try:
+                process = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            try:
+                if wanted in _arguments(pid):
+                    signal.pidfd_send_signal(process, signal.SIGKILL)
+                    await _readable(process, _START)
+            except ProcessLookupError:
+                continue
+            finally:
+                os.close(process)
 
     # Small things
 
@@ -261,6 +286,14 @@ class MemoryServers:
 _PREFIX = "serve-"
 
 
+def resident(folders: LenderFolders, entry: Entry) -> int:
+    """Return the bytes of a lease that are really in memory; 0 if there are none."""
+    try:
+        return folders.memory(entry.lease.id, entry.generation).stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
 def _child(lease: str) -> str:
     return f"{_PREFIX}{lease}"
 
@@ -271,6 +304,32 @@ def listen(host: str | None, port: int) -> socket.socket:
         return socket.create_server(("", port), family=socket.AF_INET6, backlog=64, dualstack_ipv6=True)
     info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     return socket.create_server(info[4][:2], family=info[0], backlog=64)
+
+
+def _processes_with(argument: str) -> list[int]:
+    """Return the processes that were started with exactly this argument."""
+    pids = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+    return [pid for pid in pids if argument in _arguments(pid)]
+
+
+def _arguments(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+async def _readable(descriptor: int, deadline: float) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        async with asyncio.timeout(deadline):
+            await ready.wait()
+    except TimeoutError as error:
+        raise DeadlineError(f"a process outlived its SIGKILL by {deadline:g} s") from error
+    finally:
+        loop.remove_reader(descriptor)
 
 
 async def _allocate(descriptor: int, size: int) -> None:
