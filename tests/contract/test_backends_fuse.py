@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from framework.lent import entry, fuse_engine, lend, memory_servers, region_file
+from framework.qemu import BareQemu, bare_qemu, qemu_binary
 from vmcoal.backends import mounts
 from vmcoal.backends.fuse import FuseEngine
 from vmcoal.errors import (
@@ -30,6 +31,7 @@ from vmcoal.model.lease import MemoryServer
 from vmcoal.model.units import MIB
 
 pytestmark = pytest.mark.contract
+__all__ = ["bare_qemu", "qemu_binary"]  # the fixtures are used by name
 
 HOLD = """
 import mmap, sys
@@ -177,6 +179,31 @@ async def test_removed_although_the_lender_is_gone_and_pages_wait() -> None:
         with pytest.raises(OSError):
             await asyncio.wait_for(reading, 10)
         await nothing_left(engine)
+
+
+async def test_qemu_maps_it_as_a_dimm_and_lets_go(bare_qemu: BareQemu) -> None:
+    client, pid = bare_qemu.client, bare_qemu.process.pid
+    async with memory_servers() as servers, fuse_engine() as engine:
+        one, server = await lend(servers, entry(128 * MIB))
+        region = await engine.prepare(one.lease, server, "127.0.0.1", deadline=20)
+        backend = {"qom-type": region.backend, "id": "b1", **region.props}
+        await client.execute("object-add", backend)
+        await client.execute("device_add", {"driver": "pc-dimm", "id": "d1", "memdev": "b1", "node": 1})
+        assert mounts.maps_below(pid, vm_folders("dev").mount(one.lease.id))
+        with pytest.raises(DeadlineError):
+            await engine.remove(one.lease.id, mapped_by=pid, deadline=0.05)
+        # Without a guest a DIMM is never unplugged; a second region's backend alone shows that QEMU lets go.
+        two, server = await lend(servers, entry(128 * MIB))
+        second = await engine.prepare(two.lease, server, "127.0.0.1", deadline=20)
+        await client.execute("object-add", {"qom-type": second.backend, "id": "b2", **second.props})
+        await client.execute("object-del", {"id": "b2"})
+        await engine.remove(two.lease.id, mapped_by=pid, deadline=20)
+        assert await engine.health(one.lease.id) is None
+        await servers.stop(two)
+        await client.execute("quit")
+        await engine.remove(one.lease.id, mapped_by=pid, deadline=20)
+        await nothing_left(engine)
+        await servers.stop(one)
 
 
 @pytest.mark.parametrize("victim", ["proxy", "fuse"])

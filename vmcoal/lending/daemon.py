@@ -86,6 +86,9 @@ class Lender:
             metrics = LenderMetrics(self._name)
             store = borrower_store(self._folders.borrowers)
             store.load()  # a broken file is told now
+            cgroups = cgroup.parent_group(self._name)
+            if cgroups is not None:
+                stack.callback(cgroup.remove_group, cgroups)
             await self._open_holder()
             stack.push_async_callback(self._close_holder)
             first, last = self._settings.data_ports or (0, -1)
@@ -94,7 +97,7 @@ class Lender:
                 self._folders,
                 host=None if host == "::" else host,
                 ports=range(first, last + 1),
-                cgroups=cgroup.parent_group(self._name),
+                cgroups=cgroups,
             )
             book = LeaseBook(
                 self._name,
