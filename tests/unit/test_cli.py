@@ -366,6 +366,8 @@ def test_delete() -> None:
     done = vmcoal("delete", "web")
     assert done.code == 2
     assert folders.spec.exists()
+    assert vmcoal("delete", "web", "--dry-run").out == f"remove {folders.spec}\n"
+    assert folders.spec.exists()
     assert vmcoal("rm", "web", "--yes").code == 0
     assert not folders.state.exists()
     assert vmcoal("delete", "web", "--yes").code == 4
