@@ -17,6 +17,7 @@ import pytest
 from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, PrerequisiteError
 from vmcoal.holding.client import Holder
 from vmcoal.layout import VmFolders, vm_folders
+from vmcoal.machine.firmware import find_uefi
 from vmcoal.machine.launch import QEMU, HolderLauncher, copy_uefi_variables, listen, socket_path
 from vmcoal.machine.spec import make_spec
 from vmcoal.model.machine import Accel, Disk, DiskBoot, KernelBoot, MachineSpec, Net
@@ -198,6 +199,43 @@ async def test_serial_console_is_logged(holder: Holder, folders: VmFolders, spec
         await resets.wait_for(lambda event: bool(event.data["guest"]), deadline=60)
     await launcher.kill(grace=5)
     assert "VC" in folders.console_log.read_text(errors="replace")
+    await monitor.close()
+
+
+async def test_uefi_machine(holder: Holder, folders: VmFolders, spec: MachineSpec) -> None:
+    try:
+        uefi = find_uefi()
+    except PrerequisiteError as error:
+        pytest.skip(f"{error}: {error.hint}")
+    assert isinstance(spec.boot, DiskBoot)
+    boot = msgspec.structs.replace(spec.boot, firmware="uefi", uefi_code=uefi.code, uefi_vars=uefi.variables)
+    monitor = await HolderLauncher(holder, folders).launch(msgspec.structs.replace(spec, boot=boot), deadline=30)
+    nodes = {node["node-name"]: node for node in await monitor.execute("query-named-block-nodes", {"flat": True})}
+    assert (nodes["uefi-code"]["ro"], nodes["uefi-vars"]["ro"]) == (True, False)
+    assert nodes["uefi-vars"]["file"] == str(folders.uefi_vars)
+    assert (await monitor.execute("query-status"))["running"]
+    await monitor.close()
+
+
+async def test_disks_screen_and_user_network(holder: Holder, folders: VmFolders, spec: MachineSpec) -> None:
+    (folders.state / "seed.iso").write_bytes(bytes(MIB))
+    (folders.state / "with,comma").write_bytes(bytes(MIB))
+    assert isinstance(spec.boot, DiskBoot)
+    spec = msgspec.structs.replace(
+        spec,
+        boot=msgspec.structs.replace(spec.boot, seed=True),
+        disks=(Disk(str(folders.state / "with,comma")), Disk(str(folders.state / "disk"), readonly=True)),
+        net=Net("user"),
+        display="vnc=127.0.0.1:77,to=99",
+    )
+    monitor = await HolderLauncher(holder, folders).launch(spec, deadline=30)
+    blocks = {block["qdev"].split("/")[3]: block for block in await monitor.execute("query-block") if "qdev" in block}
+    assert {name for name in blocks if name.endswith("-device")} == {
+        *("root-device", "seed-device", "disk0-device", "disk1-device")
+    }
+    assert blocks["disk1-device"]["inserted"]["ro"]
+    assert blocks["root-device"]["inserted"]["backing_file"] == str(folders.state / "disk")
+    assert (await monitor.execute("query-vnc"))["enabled"]
     await monitor.close()
 
 

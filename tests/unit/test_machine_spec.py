@@ -66,6 +66,13 @@ def test_defaults(kernel: Path) -> None:
     assert cores_per_socket(build(kernel, cpus=6)) == 6
 
 
+@pytest.mark.parametrize(("nodes", "cores"), [(0, 1), (1, 5), (2, 3), (3, 3), (8, 1)])
+def test_small_machines_under_tcg_have_more_than_eight_slots(kernel: Path, nodes: int, cores: int) -> None:
+    wishes = {"cpus": 1, "far_nodes": nodes, "far_cpus": 1}
+    assert cores_per_socket(build(kernel, **wishes)) == cores
+    assert cores_per_socket(build(kernel, accel=Accel.KVM, **wishes)) == 1
+
+
 @pytest.mark.parametrize(
     ("accel", "release", "mode"),
     [

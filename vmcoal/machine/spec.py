@@ -39,6 +39,7 @@ OLDEST_QEMU = (7, 2)
 _MAX_BUSES = 256
 _WIDEST_SPACING = 32
 _MAX_APIC_ID = 254  # 255 is the broadcast; more needs x2APIC, which TCG lacks before QEMU 9.0 and guests may not take
+_PHYSICAL_MODE = 9
 _MAX_SLOTS = 256  # ACPI_MAX_RAM_SLOTS
 _TCG_PHYS_BITS = 40
 _PORT_WINDOW = 512 * MIB + 64 * MIB
@@ -62,8 +63,16 @@ def cores_per_socket(spec: MachineSpec) -> int:
 
     QEMU knows one number for all sockets. Where the near node and the far nodes have different counts, the surplus
     slots stay empty: nothing is ever plugged into them.
+
+    Under TCG a machine with far nodes has more than eight slots. With eight or fewer, Linux before 6.12 addresses CPUs
+    by a bit mask, and QEMU's own local APIC stops looking for the addressed ones at the first absent CPU: interrupts
+    between CPUs get lost, and the guest hangs in a moment.
     """
-    return max([spec.cpus, *(far.cpus for far in spec.far_nodes)])
+    cores = max([spec.cpus, *(far.cpus for far in spec.far_nodes)])
+    if spec.accel is Accel.TCG and spec.far_nodes:
+        sockets = len(spec.far_nodes) + 1
+        cores = max(cores, -(-_PHYSICAL_MODE // sockets))
+    return cores
 
 
 def choose_cpu_mode(accel: Accel, release: str | None) -> CpuMode:
