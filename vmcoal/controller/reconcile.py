@@ -15,6 +15,7 @@ from vmcoal.controller.transaction import undo_steps
 from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm
 from vmcoal.errors import VmcoalError
+from vmcoal.machine import memory
 from vmcoal.machine.describe import describe
 from vmcoal.model.attachment import AttachmentState
 
@@ -41,6 +42,8 @@ async def reconcile(vm: Vm) -> list[str]:
     for loan in vm.book:
         if loan.is_memory and loan.device not in plugged.devices:
             try:
+                # Its device is gone, but the controller may have been killed before it deleted the backend.
+                await memory.ensure_unplugged(vm.qmp, loan.device, loan.backend, deadline=10.0)
                 told += [f"lease {loan.id} had left the guest and was given back", *await give_back(vm, loan)]
             except VmcoalError as error:
                 told.append(f"lease {loan.id} could not be given back: {error}")
