@@ -218,6 +218,20 @@ async def test_health_tells_and_what_is_left_is_removed(victim: str) -> None:
         await servers.stop(one)
 
 
+async def test_what_a_killed_holder_left_is_removed() -> None:
+    async with memory_servers() as servers, fuse_engine() as engine:
+        one, server = await lend(servers, entry(4 * MIB))
+        await engine.prepare(one.lease, server, "127.0.0.1", deadline=20)
+        os.kill(engine._holder.pid, signal.SIGKILL)
+        await engine._holder.wait_lost()
+        await engine.remove(one.lease.id, mapped_by=None, deadline=10)
+        folders = vm_folders("dev")
+        assert mounts.device_of(folders.mount(one.lease.id)) is None
+        assert {path.name for path in folders.runtime.iterdir()} <= {"holder.sock"}
+        folders.holder_socket.unlink()
+        await servers.stop(one)
+
+
 async def test_prepared_again_after_a_controller_died_half_way() -> None:
     async with memory_servers() as servers, fuse_engine() as engine:
         one, server = await lend(servers, entry(4 * MIB))

@@ -10,14 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import os
-import signal
 import socket
 from pathlib import Path
 
-from vmcoal.backends import nbd
-from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, NotFoundError, PrerequisiteError, RefusedError
+from vmcoal.backends import nbd, strays
+from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, PrerequisiteError, RefusedError
 from vmcoal.holding.children import ChildSpec, Restart
 from vmcoal.holding.client import Holder
 from vmcoal.host.facts import Host
@@ -27,10 +25,9 @@ from vmcoal.lending.book import Entry
 from vmcoal.model.lease import MemoryServer
 from vmcoal.model.units import format_size
 
-log = logging.getLogger("vmcoal.lending")
-
-THREADS = 8
-"""Requests that one connection may have under way; the borrower's proxy has several connections."""
+THREADS = 1
+"""Requests of one connection that nbdkit works on at once: the borrower's proxy has several connections, and one
+request under way on each, so more would only pass it from thread to thread."""
 
 _CHUNK = 256 << 20
 _RESTARTS = 100
@@ -85,8 +82,7 @@ class MemoryServers:
         if psk is None or not self.file(entry).exists():
             raise NotFoundError(f"the bytes of lease {lease} are gone")
         if not await self.runs(lease):
-            await self._end_child(lease)
-            await self._end_stray(entry)
+            await self._end_child(entry)
             await self._serve(entry, entry.port)
         return self._describe(entry, entry.port, psk)
 
@@ -102,8 +98,7 @@ class MemoryServers:
     async def stop(self, entry: Entry) -> None:
         """End a lease's server and give its bytes back. Idempotent; raises `DeadlineError` if it does not end."""
         lease = entry.lease.id
-        await self._end_child(lease)
-        await self._end_stray(entry)
+        await self._end_child(entry)
         nbd.remove_file(self.file(entry))
         nbd.remove_file(self._psk_file(lease))
         for log in (self._log(lease), self._log(lease).with_suffix(".log.1")):
@@ -122,7 +117,8 @@ class MemoryServers:
         for child in await self.holder.list():
             lease = child.id.removeprefix(_PREFIX)
             if child.id.startswith(_PREFIX) and lease not in leases:
-                await self._end_child(lease)
+                await self.holder.stop(child.id, _GRACE)
+                await self.holder.forget(child.id)
                 nbd.remove_file(self._psk_file(lease))
                 found.append(child.id)
         return found
@@ -188,7 +184,7 @@ class MemoryServers:
                 await self.holder.spawn(spec)
                 await self._greeted(lease, listener, ended)
             except BaseException:
-                await asyncio.shield(self._end_child(lease))
+                await asyncio.shield(self._end_child(entry))
                 raise
             finally:
                 unwatch()
@@ -229,32 +225,14 @@ class MemoryServers:
             hint="see what nbdkit said",
         )
 
-    async def _end_child(self, lease: str) -> None:
-        with contextlib.suppress(NotFoundError):
-            await self.holder.stop(_child(lease), _GRACE)
-            await self.holder.forget(_child(lease))
-
-    async def _end_stray(self, entry: Entry) -> None:
-        """End a server that outlived its holder.
-
-        The holder's death means SIGKILL for its children, but nbdkit makes that a SIGTERM (it sets PR_SET_PDEATHSIG
-        itself), and then waits for its clients to leave while it accepts no other. The export's name is unique.
-        """
-        wanted = f"exportname={self._export(entry)}"
-        for pid in await asyncio.to_thread(_processes_with, wanted):
-            log.warning("the server of lease %s, process %d, outlived its holder", entry.lease.id, pid)
-            try:
-                process = os.pidfd_open(pid)
-            except ProcessLookupError:
-                continue
-            try:
-                if wanted in _arguments(pid):
-                    signal.pidfd_send_signal(process, signal.SIGKILL)
-                    await _readable(process, _START)
-            except ProcessLookupError:
-                continue
-            finally:
-                os.close(process)
+    async def _end_child(self, entry: Entry) -> None:
+        """End a lease's server, also one that outlived its holder. The export's name is unique."""
+        child = _child(entry.lease.id)
+        try:
+            await self.holder.stop(child, _GRACE)
+            await self.holder.forget(child)
+        except NotFoundError:
+            await strays.end(f"exportname={self._export(entry)}", deadline=_START)
 
     # Small things
 
@@ -304,32 +282,6 @@ def listen(host: str | None, port: int) -> socket.socket:
         return socket.create_server(("", port), family=socket.AF_INET6, backlog=64, dualstack_ipv6=True)
     info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     return socket.create_server(info[4][:2], family=info[0], backlog=64)
-
-
-def _processes_with(argument: str) -> list[int]:
-    """Return the processes that were started with exactly this argument."""
-    pids = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
-    return [pid for pid in pids if argument in _arguments(pid)]
-
-
-def _arguments(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return []
-
-
-async def _readable(descriptor: int, deadline: float) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(descriptor, ready.set)
-    try:
-        async with asyncio.timeout(deadline):
-            await ready.wait()
-    except TimeoutError as error:
-        raise DeadlineError(f"a process outlived its SIGKILL by {deadline:g} s") from error
-    finally:
-        loop.remove_reader(descriptor)
 
 
 async def _allocate(descriptor: int, size: int) -> None:
