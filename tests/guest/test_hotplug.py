@@ -132,7 +132,7 @@ async def check_refusal(guest: Guest) -> None:
     with pytest.raises(RefusedError, match="the guest refuses to let go of DIMM dimm-kernel") as caught:
         await guest.unplug("kernel")
     assert caught.value.left == "it is plugged as before"
-    assert (await describe(guest.qmp, guest.spec)).devices == {"dimm-kernel"}
+    assert "dimm-kernel" in (await describe(guest.qmp, guest.spec)).devices
     await guest.shell("umount /k; echo 3 > /proc/sys/vm/drop_caches")
 
 
