@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from framework.qemu import qemu_binaries
 from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, PrerequisiteError
 from vmcoal.holding.client import Holder
 from vmcoal.layout import VmFolders, vm_folders
@@ -47,6 +48,7 @@ def spec(folders: VmFolders) -> MachineSpec:
     (folders.state / "disk").write_bytes(bytes(MIB))
     spec = make_spec(
         name="demo",
+        qemu=qemu_binaries()[0],
         accel=Accel.TCG,
         qemu_version=(7, 2),
         boot=DiskBoot(str(folders.state / "disk"), "raw"),
@@ -128,7 +130,7 @@ async def test_death_at_start_is_told(
     error = caught.value
     assert hint in (error.hint or "")
     assert error.details["code"] == 1
-    assert error.details["argv"][0] == "qemu-system-x86_64"
+    assert error.details["argv"][0] == spec.qemu
     assert "earlier run" not in error.details["stderr"]
     assert sockets(folders) == []
     status = await launcher.exit_status()

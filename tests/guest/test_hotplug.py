@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from framework.idle_machine import region_file
+from framework.qemu import qemu_binaries
 from vmcoal.errors import RefusedError
 from vmcoal.guest.channel import Agent, wait_agent
 from vmcoal.guest.images import ensure_default_image
@@ -74,6 +75,7 @@ async def booted(mode: CpuMode) -> AsyncIterator[Guest]:
     image = ensure_default_image()
     spec = make_spec(
         name="hotplug",
+        qemu=qemu_binaries()[0],
         accel=Accel.TCG,
         qemu_version=(7, 2),
         boot=KernelBoot(str(image.kernel), str(image.initrd), image.append),
