@@ -104,7 +104,7 @@ class LinkedAgent(FakeAgent):
         virtio: set[int] = set()
         for device in self._qemu.devices.values():
             if device.memdev:
-                numbers = range(device.addr // BLOCK, (device.addr + device.size) // BLOCK)
+                numbers = range(device.addr // BLOCK, -(-(device.addr + device.size) // BLOCK))
                 blocks |= dict.fromkeys(numbers, device.node)
                 if device.driver != "pc-dimm":
                     virtio |= set(numbers)

@@ -244,12 +244,16 @@ async def test_cancelling_an_attach_undoes_it(world: FakeVm) -> None:
     assert world.leftovers() == []
 
 
-async def test_a_guest_that_never_answers_runs_into_the_deadline(world: FakeVm) -> None:
+async def test_a_guest_that_never_answers_runs_into_the_deadline(
+    world: FakeVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmcoal.controller.undo._AGENT_DEADLINE", 0.1)
     vm = world.controller()
     assert vm.agent is not None
     vm.agent.silent.add("memory_set")  # type: ignore[attr-defined]
     with pytest.raises(DeadlineError, match="online the memory"):
         await attach(vm, msgspec.structs.replace(BOTH, deadline=0.3), world.report)
+    assert world.leftovers() == []
 
 
 async def test_a_guest_without_an_agent_gets_it_unverified(world: FakeVm) -> None:

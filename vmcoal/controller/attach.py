@@ -369,20 +369,15 @@ async def _verify(vm: Vm, loans: list[Loan], notes: list[str]) -> bool:
     view = await vm.agent.topology(deadline=15.0)
     for loan in loans:
         if loan.is_memory:
-            online = sum(
-                view.block_size for block in view.blocks if block.node == loan.node and block.state == "online"
-            )
-            if online < loan.size:
+            there = [block for block in view.blocks if block.node == loan.node and block.state == "online"]
+            online = len(there) * view.block_size
+            wanted = sum(x.size for x in vm.book.on(loan.node, ResourceKind.MEMORY))
+            if online < wanted:
                 raise ExecutionError(
-                    f"the guest has {format_size(online)} of {format_size(loan.size)} online in node {loan.node}",
-                    hint="vmcoal logs console shows what its kernel says",
+                    f"the guest has {format_size(online)} of {format_size(wanted)} online in node {loan.node}",
+                    hint=f"vmcoal logs {vm.spec.name} console shows what its kernel says",
                 )
-            wrong = {
-                block.zone
-                for block in view.blocks
-                if block.node == loan.node and block.state == "online" and "Movable" not in block.zone
-            }
-            if wrong:
+            if any("Movable" not in block.zone for block in there):
                 notes.append("some of the memory is not in the movable zone and may refuse to leave")
         elif not any(x.online and (x.node, x.core) == (loan.node, loan.core) for x in view.cpus):
             raise ExecutionError(f"the guest does not have vCPU {loan.core} of node {loan.node} online")

@@ -233,7 +233,7 @@ async def _tell(vm: Vm, loan: Loan) -> None:
 async def _cpu_leaves(vm: Vm, loan: Loan, trans: Transaction, notes: list[str]) -> None:
     trans.say(f"offline vCPU {loan.core} of node {loan.node}")
     if vm.agent is not None:
-        async with trans.step("offline-cpus", node=loan.node, cores=[loan.core]):
+        async with trans.step("offline-cpus", lease=loan.id, node=loan.node, cores=[loan.core]):
             await vm.agent.cpu_set(cpu_names(loan.node, [loan.core]), False, deadline=60.0)
     elif vm.spec.cpu_mode is not CpuMode.HOTPLUG:
         raise RefusedError(
@@ -261,7 +261,7 @@ async def _dimm_leaves(vm: Vm, item: Leaving, trans: Transaction, deadline: floa
                 left="it is attached as before",
                 hint="free memory in the guest or attach other memory first; its kernel would kill programs",
             )
-        async with trans.step("offline-memory", device=loan.device, start=dimm.addr, size=dimm.size):
+        async with trans.step("offline-memory", lease=loan.id, device=loan.device, start=dimm.addr, size=dimm.size):
             await vm.agent.memory_set(
                 span,
                 False,
@@ -277,7 +277,7 @@ async def _granular_leaves(vm: Vm, item: Leaving, trans: Transaction, notes: lis
     loan = item.loan
     rest = loan.size - item.size
     trans.say(f"shrink node {loan.node} to {format_size(rest)}")
-    async with trans.step("resize", device=loan.device, before=loan.size):
+    async with trans.step("resize", lease=loan.id, device=loan.device, before=loan.size):
         reached = await virtio_mem.resize(
             vm.qmp,
             loan.device,

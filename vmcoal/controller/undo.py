@@ -6,6 +6,7 @@ idempotent and asks QEMU, the guest or the lender what is there before it takes 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -13,7 +14,7 @@ import msgspec
 
 from vmcoal.controller.transaction import Undo
 from vmcoal.controller.vm import Vm, cpu_names
-from vmcoal.errors import NotFoundError, RefusedError, UnreachableError
+from vmcoal.errors import NotFoundError, RefusedError, UnreachableError, VmcoalError
 from vmcoal.machine import cpu, memory, virtio_mem
 from vmcoal.model.attachment import AttachmentState
 from vmcoal.model.guest import MemorySpan
@@ -23,6 +24,7 @@ from vmcoal.model.machine import CpuMode
 log = logging.getLogger(__name__)
 
 _DEADLINE = 30.0
+_AGENT_DEADLINE = 5.0
 
 
 def undos(vm: Vm) -> dict[str, Undo]:
@@ -58,8 +60,10 @@ def undos(vm: Vm) -> dict[str, Undo]:
         await memory.ensure_unplugged(vm.qmp, data["device"], data["backend"], deadline=_DEADLINE)
 
     async def online_memory(data: dict[str, Any]) -> None:
+        # Only a help: the unplug that follows has the guest's kernel take it offline, whether or not an agent answers.
         if vm.agent is not None:
-            await vm.agent.memory_set(MemorySpan(data["start"], data["size"]), False, deadline=_DEADLINE)
+            with contextlib.suppress(VmcoalError):
+                await vm.agent.memory_set(MemorySpan(data["start"], data["size"]), False, deadline=_AGENT_DEADLINE)
 
     async def offline_memory(data: dict[str, Any]) -> None:
         if vm.agent is not None and await memory.has_device(vm.qmp, data["device"]):
@@ -83,7 +87,7 @@ def undos(vm: Vm) -> dict[str, Undo]:
 
     async def online_cpus(data: dict[str, Any]) -> None:
         if vm.agent is not None:
-            await vm.agent.cpu_set(cpu_names(data["node"], data["cores"]), False, deadline=_DEADLINE)
+            await vm.agent.cpu_set(cpu_names(data["node"], data["cores"]), False, deadline=_AGENT_DEADLINE)
 
     async def offline_cpus(data: dict[str, Any]) -> None:
         if vm.agent is not None:
