@@ -25,12 +25,17 @@ from vmcoal.errors import DeadlineError, ExecutionError, NotFoundError, Prerequi
 from vmcoal.holding.client import ChildSpec, Holder
 from vmcoal.layout import VmFolders
 from vmcoal.model.lease import Lease, MemoryServer
+from vmcoal.model.units import MIB
 
 CONNECTIONS = 9
 """nbdfuse keeps one for itself and spreads faults over the others; libfuse runs at most ten threads."""
 
 READ_AHEAD_KIB = 1024
 """Pages that one fault brings with it: more helps a sequential reader, a random one fetches what nobody wants."""
+
+LARGEST_GRANULAR = 31 * 128 * MIB
+"""QEMU empties a virtio-mem device in one piece, which nbdfuse makes one NBD request: libnbd refuses lengths of 4 GiB
+and more with ERANGE (32 bits on the wire, NBD protocol, request message). This is the last whole guest memory block."""
 
 FILE = "memory"
 
@@ -61,6 +66,7 @@ class FuseEngine:
             summary="the bytes are on the lender and are fetched page by page through FUSE and NBD",
             needs_fuse=True,
             survives_lender_restart=True,
+            largest_granular=LARGEST_GRANULAR,
             missing=nbd.missing_client(),
             remedy=nbd.REMEDY,
         )
