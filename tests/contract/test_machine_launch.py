@@ -162,6 +162,22 @@ async def test_a_qemu_that_never_answers(holder: Holder, folders: VmFolders, spe
     assert sockets(folders) == []
 
 
+async def test_cancelled_launch_leaves_nothing(holder: Holder, folders: VmFolders, spec: MachineSpec) -> None:
+    silent = folders.state / "silent"
+    silent.write_text("#!/bin/sh\necho up >&2\nexec tail -f /dev/null\n")
+    silent.chmod(0o755)
+    launcher = HolderLauncher(holder, folders)
+    launch = asyncio.create_task(launcher.launch(msgspec.structs.replace(spec, qemu=str(silent)), deadline=30))
+    while not any(child.live for child in await holder.list()):
+        assert not launch.done()
+    launch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await launch
+    assert sockets(folders) == []
+    await holder.wait_lost()
+    assert await launcher.exit_status() is not None
+
+
 async def test_killed_qemu(holder: Holder, folders: VmFolders, spec: MachineSpec) -> None:
     launcher = HolderLauncher(holder, folders)
     monitor = await launcher.launch(spec, deadline=30)
