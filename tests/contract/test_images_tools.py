@@ -200,3 +200,12 @@ def test_the_default_image_is_the_same_bytes_each_time(tmp_path: Path) -> None:
         f"default-{again.digest}",
         "default.lock",
     ]
+
+
+def test_a_debian_disk_says_at_once_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmcoal.guest.debian_disk.search_path", lambda: str(tmp_path))
+    with pytest.raises(PrerequisiteError, match="mmdebstrap, sfdisk") as caught:
+        images.build_debian(cache=tmp_path)
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("apt install mmdebstrap fdisk")
+    assert not (tmp_path / "images").exists()

@@ -148,6 +148,7 @@ def build_debian(
     recipe = digest_of([*debian_disk.recipe_parts(), suite, str(size)])
     if not refresh and (image := store.find("debian", recipe=recipe)) is not None:
         return image
+    debian_disk.check_tools()
     with store.building("debian", deadline=_BUILD_DEADLINE, progress=progress, space=_DEBIAN_SPACE) as work:
         if not refresh and (image := store.find("debian", recipe=recipe)) is not None:
             return image
