@@ -73,12 +73,21 @@ def undos(vm: Vm) -> dict[str, Undo]:
         await virtio_mem.ensure_unplugged(vm.qmp, data["device"], data["backend"], deadline=_DEADLINE)
 
     async def resize(data: dict[str, Any]) -> None:
-        if await memory.has_device(vm.qmp, data["device"]):
-            await virtio_mem.resize(vm.qmp, data["device"], data["before"], deadline=_DEADLINE)
+        if not await memory.has_device(vm.qmp, data["device"]):
+            return
+        loan = next((loan for loan in vm.book if loan.device == data["device"]), None)
+        # A lender that could not commit the bytes again lends no more than it says.
+        size = data["before"] if loan is None else min(data["before"], loan.lease.committed)
+        await virtio_mem.resize(vm.qmp, data["device"], size, deadline=_DEADLINE)
+        if loan is not None:
+            vm.book.put(msgspec.structs.replace(loan, size=size))
 
     async def commit(data: dict[str, Any]) -> None:
         session = await vm.keeper.session(data["lender"])
-        await session.resize(data["lease"], data["epoch"], data["before"])
+        lease = await session.resize(data["lease"], data["epoch"], data["before"])
+        loan = vm.book.get(data["lease"])
+        if loan is not None:
+            vm.book.put(msgspec.structs.replace(loan, lease=lease))
 
     async def plug_cpu(data: dict[str, Any]) -> None:
         # Under TCG device_del of a vCPU kills QEMU: there it stays, parked, for the next attach.
