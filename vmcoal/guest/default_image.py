@@ -51,14 +51,14 @@ _LOADER = "ld-linux-x86-64.so.2"
 
 # In the closure only for the sake of maintainer scripts, which never run here.
 _NOT_NEEDED = (
-    "adduser", "bsdutils", "coreutils", "cpio", "dash", "debconf", "debianutils", "diffutils", "dpkg", "dracut*",
-    "findutils", "gcc-*-base", "grep", "gzip", "hostname", "init-system-helpers", "initramfs-tools*", "klibc-utils",
-    "kmod", "libaudit*", "libcbor*", "libcom-err2", "libdb5*", "libdebconfclient0", "libedit2", "libfido2*",
-    "libfile-*", "libgdbm*", "libgssapi*", "libk5crypto*", "libkeyutils*", "libklibc", "libkrb5*", "libnsl2",
-    "libnumber-*", "libpam*", "libperl*", "libsemanage*", "libsepol*", "libsqlite3*", "libtext-*", "libtirpc*",
-    "linux-base", "linux-image-cloud-*", "login*", "logsave", "mawk", "media-types", "mount", "openssh-client",
-    "openssl-provider-legacy", "passwd", "perl*", "sed", "sqv", "sysvinit-utils", "tar", "tzdata", "udev",
-    "usr-is-merged", "usrmerge", "zstd",
+    "adduser", "base-passwd", "bsdutils", "coreutils", "cpio", "dash", "debconf", "debianutils", "diffutils", "dpkg",
+    "dracut*", "findutils", "gcc-*-base", "grep", "gzip", "hostname", "init-system-helpers", "initramfs-tools*",
+    "klibc-utils", "kmod", "libaudit*", "libcbor*", "libcom-err2", "libdb5*", "libdebconfclient0", "libedit2",
+    "libfido2*", "libfile-*", "libgdbm*", "libgssapi*", "libk5crypto*", "libkeyutils*", "libklibc", "libkrb5*",
+    "libnsl2", "libnumber-*", "libpam*", "libperl*", "libsemanage*", "libsepol*", "libsqlite3*", "libsystemd-shared",
+    "libtext-*", "libtirpc*", "linux-base", "linux-image-cloud-*", "login*", "logsave", "mawk", "media-types",
+    "mount", "netbase", "openssh-client", "openssl-provider-legacy", "passwd", "perl*", "sed", "sqv", "systemd",
+    "sysvinit-utils", "tar", "tzdata", "udev", "usr-is-merged", "usrmerge", "zstd",
 )  # fmt: skip
 
 _PROGRAMS = {
@@ -357,7 +357,7 @@ def _compile_python(root: Path) -> None:
 
     run(["-c", _PYTHON_CHECK], "to check the image's Python")
     run(
-        ["-m", "compileall", "-q", "-b", "-j", "0", "-s", str(root), "-p", "/", "--invalidation-mode", "unchecked-hash",
+        ["-m", "compileall", "-q", "-b", "-s", str(root), "-p", "/", "--invalidation-mode", "unchecked-hash",
          str(library), str(root / "usr/lib/vmcoal")],
         "to compile Python's library",
     )  # fmt: skip
