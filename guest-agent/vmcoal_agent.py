@@ -299,19 +299,28 @@ class System:
                 best = shift
         return best if known and self.domain_of_apic else None
 
-    def cpu_table(self) -> list[Item]:
+    def online_cpus(self) -> set[int]:
+        """Return the numbers of the online CPUs. The file of each CPU does not tell: it is made after its folder."""
+        online: set[int] = set()
+        for part in (read(self.cpus + "/online") or "").split(","):
+            first, _, last = part.partition("-")
+            if first.isdigit():
+                online.update(range(int(first), int(last or first) + 1))
+        return online
+
+    def cpu_table(self, only: list[int] | None = None) -> list[Item]:
         """Return every present CPU: number, online, socket, core, node; what is not known is ``None``.
 
         Online CPUs tell by themselves. For the others the APIC id tells socket and core (one thread for each core, as
-        vmcoal builds its machines), and the node link or else the SRAT tells the node.
+        vmcoal builds its machines), and the node link or else the SRAT tells the node. ``only``: of online ones.
         """
         table = []
         apics: dict[Any, int | None] = {}
         known = []
-        for number in numbered(self.cpus, "cpu"):
+        all_online = self.online_cpus()
+        for number in numbered(self.cpus, "cpu") if only is None else only:
             folder = f"{self.cpus}/cpu{number}"
-            # CPU 0 has no such file where it cannot go offline.
-            online = read_int(folder + "/online") != 0
+            online = number in all_online
             socket_id = read_int(folder + "/topology/physical_package_id") if online else None
             core = read_int(folder + "/topology/core_id") if online else None
             nodes = numbered(folder, "node")
@@ -486,8 +495,8 @@ def wanted_cpus(args: Item) -> list[tuple[int | None, int | None, int | None]]:
     return wanted
 
 
-def set_cpu(system: System, cpu: Item, online: bool) -> Item:
-    """Bring one CPU online or offline and return it as the kernel shows it, or with the error."""
+def set_cpu(system: System, cpu: Item, online: bool) -> Item | None:
+    """Bring one CPU online or offline; return it as it is then or with the error, ``None`` if it is not ready yet."""
     item = dict(cpu)
     if cpu["online"] == online:
         return item
@@ -495,7 +504,9 @@ def set_cpu(system: System, cpu: Item, online: bool) -> Item:
     try:
         write(path, "1" if online else "0")
     except FileNotFoundError:
-        item.update(error="EPERM", message=f"CPU {cpu['number']} cannot go {'online' if online else 'offline'}")
+        if online:
+            return None
+        item.update(error="EPERM", message=f"CPU {cpu['number']} cannot go offline")
     except OSError as error:
         failure = from_os(error, path)
         item.update(error=failure.code, message=failure.message)
@@ -511,40 +522,45 @@ def call_cpu_set(system: System, args: Item, until: float, step: Step) -> Item:
     total = len(left)
     done = 0
     while True:
-        before = set(numbered(system.cpus, "cpu"))
         table = system.cpu_table()
         by_number = {cpu["number"]: cpu for cpu in table}
         by_place = {(cpu["socket"], cpu["core"]): cpu for cpu in table if cpu["socket"] is not None}
         missing = []
+        # A CPU's folder comes before its files and the link that tells which one it is: then look again soon.
+        incomplete = any(cpu["socket"] is None for cpu in table) and bool(system.apic_of_uid)
         for name in left:
             number, socket_id, core = name
             cpu = by_number.get(number) if number is not None else by_place.get((socket_id, core))
-            if cpu is None:
+            item = set_cpu(system, cpu, online) if cpu is not None else None
+            if item is None:
+                incomplete = incomplete or cpu is not None
                 missing.append(name)
                 continue
-            item = set_cpu(system, cpu, online)
             if online and "error" not in item:
                 # Its own topology is the proof, not what the firmware tables made us expect.
-                item = next((c for c in system.cpu_table() if c["number"] == item["number"]), item)
+                item = system.cpu_table([item["number"]])[0]
                 if number is None and (item["socket"], item["core"]) != (socket_id, core):
-                    item.update(
-                        error="EXDEV", message=f"CPU {item['number']} came up at another place than its tables say"
-                    )
-            item.update(want=[number, socket_id, core])
+                    item.update(error="EXDEV", message=f"CPU {item['number']} came up in another place than announced")
+            item["want"] = [number, socket_id, core]
             done += 1
             step(done, total, item)
         left = missing
         if not left:
             return {}
-        while set(numbered(system.cpus, "cpu")) == before:
-            if not pause(0.01, until):
-                for number, socket_id, core in left:
-                    done += 1
-                    item = {"number": number, "socket": socket_id, "core": core, "node": None, "online": False}
-                    where = f"CPU {number}" if number is not None else f"the CPU of socket {socket_id}, core {core}"
-                    item.update(error="unseen", message=f"{where} has not appeared", want=[number, socket_id, core])
-                    step(done, total, item)
-                return {}
+        delay = 0.01
+        while pause(delay, until):
+            if incomplete or len(numbered(system.cpus, "cpu")) != len(table):
+                break
+            delay = min(delay * 1.5, 0.1)
+        else:
+            break
+    for number, socket_id, core in left:
+        done += 1
+        where = f"CPU {number}" if number is not None else f"the CPU of socket {socket_id}, core {core}"
+        item = {"number": number, "socket": socket_id, "core": core, "node": None, "online": False}
+        item.update(error="unseen", message=f"{where} has not appeared", want=[number, socket_id, core])
+        step(done, total, item)
+    return {}
 
 
 def call_park_far(system: System, args: Item, until: float, step: Step) -> Item:
@@ -552,7 +568,8 @@ def call_park_far(system: System, args: Item, until: float, step: Step) -> Item:
     keep = get_int(args, "keep", 0, 1 << 20, 0)
     far = [cpu for cpu in system.cpu_table() if cpu["online"] and (cpu["socket"] or 0) > keep]
     for done, cpu in enumerate(far, 1):
-        step(done, len(far), dict(set_cpu(system, cpu, False), want=[cpu["number"], None, None]))
+        item = set_cpu(system, cpu, False) or cpu
+        step(done, len(far), dict(item, want=[cpu["number"], None, None]))
     return {}
 
 
@@ -617,7 +634,10 @@ def call_memory_set(system: System, args: Item, until: float, step: Step) -> Ite
                 zone = failure.pop("zone", "")
                 errors[number] = failure
                 tries[number] = tries.get(number, 0) + 1
-                transient = failure["error"] in ("EBUSY", "EAGAIN", "EINTR")
+                # ENOENT: a block's folder comes before its files.
+                transient = failure["error"] in ("EBUSY", "EAGAIN", "EINTR") or (
+                    online and failure["error"] == "ENOENT"
+                )
                 if transient and (zone in ("Movable", "") or tries[number] < FIXED_ZONE_TRIES):
                     busy.append(number)
         blocks = busy

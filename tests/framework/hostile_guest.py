@@ -20,7 +20,10 @@ class Peer:
     async def frame(self) -> dict[str, Any]:
         """Return the next frame of the host."""
         while True:
-            line = (await self.reader.readline()).strip(b"\xff\n")
+            line = await self.reader.readline()
+            if not line:
+                raise ConnectionResetError("the host hung up")
+            line = line.strip(b"\xff\n")
             if line:
                 frame: dict[str, Any] = json.loads(line)
                 return frame

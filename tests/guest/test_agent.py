@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -141,7 +142,7 @@ async def check_memory(agent: Agent, qemu: BareQemu) -> None:
     assert {block.state for block in blocks} == {"offline"}
     await run(agent, "rm", "/dev/shm/far")
 
-    # A kernel that brings memory online by itself puts it into the Normal zone. No CPU of the node may use it meanwhile.
+    # A kernel that brings memory online by itself puts it into the Normal zone. No CPU of the node may use it then.
     await agent.park_far(deadline=60)
     await run(agent, "sh", "-c", f"echo online_kernel > /sys/devices/system/memory/memory{blocks[0].number}/state")
     assert {block.zone for block in await agent.memory_set(span, True, deadline=60)} == {"Movable"}
@@ -188,6 +189,22 @@ async def check_commands(agent: Agent) -> None:
     assert b"33 77" in out
 
 
+async def check_idle(agent: Agent, folders: VmFolders) -> None:
+    """A port whose host is gone polls as ready for ever: the agent must not spin on it. Closes ``agent``."""
+    script = """
+        agent=$PPID
+        sleep 1; set -- $(cat /proc/$agent/stat); before=$((${14} + ${15}))
+        sleep 3; set -- $(cat /proc/$agent/stat); after=$((${14} + ${15}))
+        echo "idle ticks: $((after - before))." >/dev/ttyS0
+    """
+    await agent.exec(GuestCommand(argv=("sh", "-c", f"({script}) &")), on_output=_ignore, deadline=30)
+    await agent.close()
+    async with asyncio.timeout(60):
+        while not (found := re.search(r"idle ticks: (\d+)\.", folders.console_log.read_text(errors="replace"))):
+            await asyncio.sleep(0.1)
+    assert int(found[1]) < 60  # of 300
+
+
 async def test_the_agent_in_a_guest(surroundings: Path) -> None:
     async with booted(surroundings / "s") as (qemu, folders):
         agent = await wait_agent(folders, deadline=180)
@@ -197,6 +214,9 @@ async def test_the_agent_in_a_guest(surroundings: Path) -> None:
         await check_memory(agent, qemu)
         await check_pci(agent, qemu)
         await check_commands(agent)
+
+        await check_idle(agent, folders)
+        agent = await connect_agent(folders, deadline=30)
 
         # A host that goes ends its commands; the next one finds the agent at once.
         await agent.exec(GuestCommand(argv=("sh", "-c", "sleep 3600 & exit")), on_output=_ignore, deadline=30)
