@@ -17,7 +17,7 @@ from vmcoal.errors import ExecutionError
 from vmcoal.guest.initramfs import CpioWriter, copy_libraries, module_closure, module_data, module_name
 from vmcoal.guest.packages import Package, Progress, members, run_tool
 
-BUILDER = 1
+BUILDER = 2
 """Raised whenever the same packages and files would now give another image."""
 
 WANTED = (
@@ -349,7 +349,12 @@ def _compile_python(root: Path) -> None:
     link.symlink_to(interpreters[-1].name)
     (root / "usr/bin/python").unlink(missing_ok=True)
     (root / "usr/bin/python").symlink_to("python3")
-    environment = {"PYTHONHOME": str(root / "usr"), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""}
+    environment = {
+        "PYTHONHOME": str(root / "usr"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": "",
+        "PYTHONHASHSEED": "0",
+    }
     library = root / "usr/lib" / interpreters[-1].name
 
     def run(arguments: Sequence[str], what: str) -> None:
