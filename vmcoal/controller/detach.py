@@ -322,11 +322,12 @@ async def _shrink_lease(vm: Vm, loan: Loan, committed: int) -> None:
     vm.book.put(msgspec.structs.replace(vm.book.get(loan.id) or loan, lease=lease))
 
 
-async def give_back(vm: Vm, loan: Loan) -> list[str]:
+async def give_back(vm: Vm, loan: Loan, *, qemu_ended: bool = False) -> list[str]:
     """End what served a loan that QEMU no longer uses, release its lease, and forget it. Returns notes for people."""
     notes: list[str] = []
     if loan.is_memory:
-        await vm.engine.remove(loan.id, mapped_by=await vm.qemu_pid(), deadline=30.0)
+        pid = None if qemu_ended else await vm.qemu_pid()
+        await vm.engine.remove(loan.id, mapped_by=pid, deadline=30.0)
     try:
         session = await vm.keeper.session(loan.lease.lender, deadline=5.0)
         await session.release(loan.id, loan.lease.epoch)
