@@ -811,9 +811,6 @@ def call_migrate(system: System, args: Item, until: float, step: Step) -> Item:
 
 def call_poweroff(system: System, args: Item, until: float, step: Step) -> Item:
     """Power the guest off through its init; ``force``: sync and switch off at once."""
-    import shutil
-    import subprocess
-
     if system.poweroff_program:
         commands = [[system.poweroff_program]]
     elif get_bool(args, "force"):
@@ -823,10 +820,9 @@ def call_poweroff(system: System, args: Item, until: float, step: Step) -> Item:
     else:
         commands = [["poweroff"]]
     for command in commands:
-        if shutil.which(command[0]):
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-            if done.returncode == 0:
-                return {"how": command[0]}
+        # Not by subprocess: importing it takes a guest without KVM half a second.
+        if os.spawnvp(os.P_WAIT, command[0], command) == 0:
+            return {"how": command[0]}
     if commands and not get_bool(args, "force"):
         raise CallError("EIO", f"no way to power off worked; tried {', '.join(c[0] for c in commands)}")
     import ctypes

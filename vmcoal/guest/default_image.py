@@ -316,6 +316,7 @@ def _own_files(root: Path, agent: Path, init: Path) -> None:
         "profile": "etc/profile",
         "mdev.conf": "etc/mdev.conf",
         "power": "etc/acpi/PWRF/00000080",
+        "poweroff": "usr/sbin/poweroff",
         "agent": "usr/libexec/vmcoal/agent",
         "late": "usr/libexec/vmcoal/late",
         "dhcp": "usr/libexec/vmcoal/dhcp",
@@ -323,6 +324,7 @@ def _own_files(root: Path, agent: Path, init: Path) -> None:
     for name, place in places.items():
         target = root / place
         target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # a link to busybox, in the image and also here
         shutil.copyfile(init / name, target)
         target.chmod(0o755 if target.read_bytes().startswith(b"#!") else 0o644)
     shutil.copyfile(agent, root / "usr/lib/vmcoal/vmcoal_agent.py")
