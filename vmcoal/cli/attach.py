@@ -106,7 +106,7 @@ def attached_line(name: str, result: AttachResult) -> str:
         gained.append(f"{vcpus(result.cpus_added)} (engine {'/'.join(engines)})")
     if result.memory_added:
         gained.append(format_size(result.memory_added))
-    took = f" in {format_duration(sum(result.seconds.values()))}" if result.seconds else ""
+    took = f" in {format_duration(result.seconds['total'])}" if "total" in result.seconds else ""
     rtt = f", RTT {format_duration(at.link.rtt)}" if at.link else ""
     sure = "confirmed by the guest" if result.verified else "not confirmed by the guest"
     return (

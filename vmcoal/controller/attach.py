@@ -159,9 +159,11 @@ def plan(vm: Vm, request: AttachRequest, journey: Journey) -> Plan:
 
 async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResult | Plan:
     """Attach what ``request`` says, or return the plan of it. Undone as a whole if anything fails."""
+    began = time.monotonic()
     journey = await survey(vm, request)
     if request.dry_run:
         return plan(vm, request, journey)
+    surveyed = time.monotonic() - began
     steps = 2 + (3 if request.memory else 0) + (2 if request.cpus else 0)
     notes: list[str] = []
     async with transaction(
@@ -176,9 +178,12 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
             parts.append(_attach_cpus(vm, request, journey, trans))
         loans = [loan for part in await together(*parts) for loan in part]
         trans.say("verify in the guest")
+        started = time.monotonic()
         verified = await _verify(vm, loans, notes)
+        trans.seconds |= {"survey": surveyed, "verify": time.monotonic() - started}
         await together(*(_settle(vm, journey, loan) for loan in loans))
     vm.granted.clear()
+    trans.seconds["total"] = time.monotonic() - began
     vm.keeper.watch(journey.lender)
     vm.metrics.attached(request, trans.seconds)
     if request.cpus:
