@@ -76,7 +76,7 @@ class Scene:
         """Start ``vmcoal ARGUMENTS``, behind ``prefix``; stdin, stdout and stderr are pipes unless given."""
         options: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | kwargs
         return subprocess.Popen(
-            [*prefix, sys.executable, "-m", "vmcoal.cli.main", *arguments], env=self.env, cwd="/", **options
+            [*prefix, sys.executable, "-P", "-m", "vmcoal.cli.main", *arguments], env=self.env, cwd="/", **options
         )
 
     def run(self, *arguments: str, code: int | None = 0, stdin: bytes = b"", prefix: Sequence[str] = ()) -> Done:

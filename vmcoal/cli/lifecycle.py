@@ -140,4 +140,4 @@ def controller(vm: str) -> None:
 
     name = resolve_vm(vm)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "vmcoal.controller", name])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "vmcoal.controller", name])  # noqa: S606
