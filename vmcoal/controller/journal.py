@@ -62,6 +62,7 @@ class Journal:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("pragma journal_mode = wal")
             self._db.execute("pragma synchronous = normal")
+            self._db.execute("pragma cache_size = -128")  # KiB; else the process grows with what it appends
             version = self._db.execute("pragma user_version").fetchone()[0]
             if version not in (0, VERSION):
                 raise PrerequisiteError(

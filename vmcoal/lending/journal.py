@@ -42,6 +42,7 @@ class LenderJournal:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA cache_size=-128")  # KiB; else the process grows with what it appends
             self._db.executescript(_SCHEMA)
             version = int(self.get("version") or VERSION)
         except (sqlite3.Error, ValueError) as error:
