@@ -95,7 +95,8 @@ class AttachResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DetachResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a detach did; ``remaining`` is what is still attached from the lenders named."""
+    """What a detach did. ``seconds`` by step name, and ``total``; ``remaining`` is what is still attached from the
+    lenders named."""
 
     cpus_removed: int
     memory_removed: int
