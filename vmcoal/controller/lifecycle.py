@@ -18,14 +18,13 @@ from vmcoal.controller.journal import Journal
 from vmcoal.controller.keeper import Changed, Keeper, Relink, Revoked
 from vmcoal.controller.loans import LoanBook
 from vmcoal.controller.transaction import Progress
-from vmcoal.controller.vm import QEMU, Vm, cpu_names
+from vmcoal.controller.vm import QEMU, Vm
 from vmcoal.errors import DeadlineError, ExecutionError, NotFoundError, PrerequisiteError, UnreachableError, VmcoalError
-from vmcoal.guest.channel import connect_agent
 from vmcoal.holding.client import ChildState, Holder
 from vmcoal.layout import VmFolders
 from vmcoal.machine.launch import HolderLauncher
 from vmcoal.metrics.controller import ControllerMetrics
-from vmcoal.model.machine import CpuMode, KernelBoot, MachineSpec
+from vmcoal.model.machine import MachineSpec
 
 log = logging.getLogger(__name__)
 
@@ -83,17 +82,6 @@ async def launch(vm: Vm, report: Progress) -> None:
     report(1, 2, f"start QEMU ({vm.spec.accel}: {vm.spec.accel_reason})", None, None)
     vm.monitor = await vm.launcher.launch(vm.spec, deadline=_LAUNCH_DEADLINE)
     vm.state = "running"
-
-
-async def connect_guest(vm: Vm, *, deadline: float) -> None:
-    """Wait for the guest's agent, then settle what only the guest can: park far vCPUs that are present from boot."""
-    agent = await connect_agent(vm.folders, deadline=deadline)
-    if vm.spec.cpu_mode is CpuMode.PARKED and not isinstance(vm.spec.boot, KernelBoot):
-        for far in vm.spec.far_nodes:
-            unlent = set(range(far.cpus)) - vm.book.cores(far.node)
-            with contextlib.suppress(VmcoalError):
-                await agent.cpu_set(cpu_names(far.node, unlent), False, deadline=60.0)
-    vm.agent = agent
 
 
 async def power_off(vm: Vm, request: ShutdownRequest, report: Progress) -> ShutdownResult:
