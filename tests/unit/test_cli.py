@@ -291,7 +291,7 @@ def test_detach(controller: Start, golden: Callable[[str, str], None]) -> None:
                         cpus_removed=1,
                         memory_removed=512 * MIB,
                         remaining=(ATTACHMENT,),
-                        seconds={"drain": 2.5},
+                        seconds={"drain": 2.25, "total": 2.5},
                         notes=("2 MiB stay: the guest cannot move them",),
                     )
                 )
