@@ -32,6 +32,7 @@ class Sessions:
     async def serve(self, peer: Peer) -> None:
         """Answer one session until it ends."""
         log.info("%r: session began", peer)
+        self._desk.book.came(peer.borrower.name, peer.vm, peer.address)
         slow = self._peers[peer] = set()
         for entry in self._desk.book.live():  # what an earlier session may not have been told
             if entry.revoke_by is not None and self._same(peer, entry.lease.borrower, entry.lease.vm):
@@ -144,4 +145,5 @@ class Sessions:
             committed=message.committed,
             ttl=message.ttl,
             grace=message.grace,
+            peer=peer.address,
         )
