@@ -160,6 +160,8 @@ class Controller:
     def _launched(self) -> None:
         self._ready["qemu"].set()
         self._spawn(self._guest.keep_agent(), "agent")
+        # The first look at what the engine needs runs programs: better while the guest boots than during an attach.
+        self._spawn(asyncio.to_thread(lambda: self.vm.engine.traits), "memory engine")
         self._spawn(self._guest.watch_qemu(), "QEMU's events")
         self._spawn(self._holder_ended(), "end of the holder")
         if self._spec.metrics:
