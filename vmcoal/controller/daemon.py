@@ -222,7 +222,8 @@ class Controller:
         if vm.state != "running":
             return
         vm.state = "ending"
-        if await vm.launcher.exit_status() is None:
+        status = await vm.launcher.exit_status()
+        if status is None or status.get("with_holder"):
             failure = lifecycle.holder_lost(vm)
         else:
             failure = await lifecycle.qemu_failure(vm)

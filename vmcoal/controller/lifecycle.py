@@ -132,6 +132,9 @@ async def clean_up(vm: Vm) -> list[str]:
             log.warning("lease %s: %s", loan.id, error)
             vm.book.drop(loan.id)
         released.append(loan.id)
+    for link in vm.folders.runtime.glob("*.link"):  # of leases that nobody knows any more
+        with contextlib.suppress(VmcoalError):
+            await vm.engine.remove(link.stem, mapped_by=None, deadline=30.0)
     for operation in vm.journal.open_operations():
         vm.journal.end(operation.op, "failed")
     await vm.keeper.close()
