@@ -14,7 +14,7 @@ import msgspec
 from vmcoal import layout
 from vmcoal.cli.app import Group
 from vmcoal.cli.config import load_config
-from vmcoal.cli.lender_process import TALK, lender_call, preflight, refuse_running, start_lender
+from vmcoal.cli.lender_process import TALK, ending, lender_call, preflight, refuse_running, start_lender
 from vmcoal.cli.outcome import printable
 from vmcoal.cli.output import counted, note, print_json, steps, table, vcpus
 from vmcoal.cli.params import (
@@ -283,7 +283,9 @@ def forget(borrower: str, name: str | None, deadline: float, yes: bool, form: st
 @output_option
 def stop(name: str | None, deadline: float, form: str) -> None:
     """Get everything back, then end the lender."""
-    _reclaim(resolve_local_lender(name), "stop", DrainRequest(deadline=deadline), deadline, form)
+    lender = resolve_local_lender(name)
+    with ending(lender):
+        _reclaim(lender, "stop", DrainRequest(deadline=deadline), deadline, form)
 
 
 def _ask(yes: bool, question: str, hint: str) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
+import socket
+import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -86,6 +89,26 @@ def start_error(name: str, code: int, said: str, log: Path) -> VmcoalError:
     )
 
 
+@contextlib.contextmanager
+def ending(name: str) -> Iterator[None]:
+    """Wait after the body, which ends the lender ``name``, until its process is gone: `TALK` seconds at most."""
+    try:
+        with connect(layout.lender_folders(name).control_socket, f"lender {name}") as sock:
+            pid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        process = os.pidfd_open(pid)
+    except (NotListeningError, ProcessLookupError) as error:
+        raise _does_not_run(name) from error
+    try:
+        yield
+        select.select([process], [], [], TALK if pid != os.getpid() else 0)
+    finally:
+        os.close(process)
+
+
+def _does_not_run(name: str) -> PrerequisiteError:
+    return PrerequisiteError(f"lender {name} does not run", hint=f"vmcoal lend --name {name}")
+
+
 def lender_call(
     name: str,
     method: str,
@@ -107,4 +130,4 @@ def lender_call(
             deadline=deadline,
         )
     except NotListeningError as error:
-        raise PrerequisiteError(f"lender {name} does not run", hint=f"vmcoal lend --name {name}") from error
+        raise _does_not_run(name) from error
