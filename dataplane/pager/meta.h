@@ -34,6 +34,7 @@ struct meta {
 	_Atomic uint64_t seals; /* the last version that was used */
 	/* Where QEMU has it mapped; `length` 0: nowhere. The userfaultfd is with the holder. */
 	uint64_t base, length;
+	uint64_t budget; /* pages, of the whole pager */
 	char id[REGION_ID_MAX + 1];
 	struct meta_store stores[META_STORES];
 	_Atomic uint64_t behind_count[META_STORES];
