@@ -4,6 +4,7 @@
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 SOURCES := $(shell find vmcoal qmp guest-agent dataplane tools/list-sources meson.build meson.options pyproject.toml -type f -not -name '*.pyc' 2>/dev/null)
 TESTS ?= tests
 PYTEST_ARGS ?=

@@ -299,19 +299,28 @@ class System:
                 best = shift
         return best if known and self.domain_of_apic else None
 
-    def cpu_table(self) -> list[Item]:
+    def online_cpus(self) -> set[int]:
+        """Return the numbers of the online CPUs. The file of each CPU does not tell: it is made after its folder."""
+        online: set[int] = set()
+        for part in (read(self.cpus + "/online") or "").split(","):
+            first, _, last = part.partition("-")
+            if first.isdigit():
+                online.update(range(int(first), int(last or first) + 1))
+        return online
+
+    def cpu_table(self, only: list[int] | None = None) -> list[Item]:
         """Return every present CPU: number, online, socket, core, node; what is not known is ``None``.
 
         Online CPUs tell by themselves. For the others the APIC id tells socket and core (one thread for each core, as
-        vmcoal builds its machines), and the node link or else the SRAT tells the node.
+        vmcoal builds its machines), and the node link or else the SRAT tells the node. ``only``: of online ones.
         """
         table = []
         apics: dict[Any, int | None] = {}
         known = []
-        for number in numbered(self.cpus, "cpu"):
+        all_online = self.online_cpus()
+        for number in numbered(self.cpus, "cpu") if only is None else only:
             folder = f"{self.cpus}/cpu{number}"
-            # CPU 0 has no such file where it cannot go offline.
-            online = read_int(folder + "/online") != 0
+            online = number in all_online
             socket_id = read_int(folder + "/topology/physical_package_id") if online else None
             core = read_int(folder + "/topology/core_id") if online else None
             nodes = numbered(folder, "node")
@@ -486,8 +495,8 @@ def wanted_cpus(args: Item) -> list[tuple[int | None, int | None, int | None]]:
     return wanted
 
 
-def set_cpu(system: System, cpu: Item, online: bool) -> Item:
-    """Bring one CPU online or offline and return it as the kernel shows it, or with the error."""
+def set_cpu(system: System, cpu: Item, online: bool) -> Item | None:
+    """Bring one CPU online or offline; return it as it is then or with the error, ``None`` if it is not ready yet."""
     item = dict(cpu)
     if cpu["online"] == online:
         return item
@@ -495,7 +504,9 @@ def set_cpu(system: System, cpu: Item, online: bool) -> Item:
     try:
         write(path, "1" if online else "0")
     except FileNotFoundError:
-        item.update(error="EPERM", message=f"CPU {cpu['number']} cannot go {'online' if online else 'offline'}")
+        if online:
+            return None
+        item.update(error="EPERM", message=f"CPU {cpu['number']} cannot go offline")
     except OSError as error:
         failure = from_os(error, path)
         item.update(error=failure.code, message=failure.message)
@@ -511,40 +522,45 @@ def call_cpu_set(system: System, args: Item, until: float, step: Step) -> Item:
     total = len(left)
     done = 0
     while True:
-        before = set(numbered(system.cpus, "cpu"))
         table = system.cpu_table()
         by_number = {cpu["number"]: cpu for cpu in table}
         by_place = {(cpu["socket"], cpu["core"]): cpu for cpu in table if cpu["socket"] is not None}
         missing = []
+        # A CPU's folder comes before its files and the link that tells which one it is: then look again soon.
+        incomplete = any(cpu["socket"] is None for cpu in table) and bool(system.apic_of_uid)
         for name in left:
             number, socket_id, core = name
             cpu = by_number.get(number) if number is not None else by_place.get((socket_id, core))
-            if cpu is None:
+            item = set_cpu(system, cpu, online) if cpu is not None else None
+            if item is None:
+                incomplete = incomplete or cpu is not None
                 missing.append(name)
                 continue
-            item = set_cpu(system, cpu, online)
             if online and "error" not in item:
                 # Its own topology is the proof, not what the firmware tables made us expect.
-                item = next((c for c in system.cpu_table() if c["number"] == item["number"]), item)
+                item = system.cpu_table([item["number"]])[0]
                 if number is None and (item["socket"], item["core"]) != (socket_id, core):
-                    item.update(
-                        error="EXDEV", message=f"CPU {item['number']} came up at another place than its tables say"
-                    )
-            item.update(want=[number, socket_id, core])
+                    item.update(error="EXDEV", message=f"CPU {item['number']} came up in another place than announced")
+            item["want"] = [number, socket_id, core]
             done += 1
             step(done, total, item)
         left = missing
         if not left:
             return {}
-        while set(numbered(system.cpus, "cpu")) == before:
-            if not pause(0.01, until):
-                for number, socket_id, core in left:
-                    done += 1
-                    item = {"number": number, "socket": socket_id, "core": core, "node": None, "online": False}
-                    where = f"CPU {number}" if number is not None else f"the CPU of socket {socket_id}, core {core}"
-                    item.update(error="unseen", message=f"{where} has not appeared", want=[number, socket_id, core])
-                    step(done, total, item)
-                return {}
+        delay = 0.01
+        while pause(delay, until):
+            if incomplete or len(numbered(system.cpus, "cpu")) != len(table):
+                break
+            delay = min(delay * 1.5, 0.1)
+        else:
+            break
+    for number, socket_id, core in left:
+        done += 1
+        where = f"CPU {number}" if number is not None else f"the CPU of socket {socket_id}, core {core}"
+        item = {"number": number, "socket": socket_id, "core": core, "node": None, "online": False}
+        item.update(error="unseen", message=f"{where} has not appeared", want=[number, socket_id, core])
+        step(done, total, item)
+    return {}
 
 
 def call_park_far(system: System, args: Item, until: float, step: Step) -> Item:
@@ -552,33 +568,36 @@ def call_park_far(system: System, args: Item, until: float, step: Step) -> Item:
     keep = get_int(args, "keep", 0, 1 << 20, 0)
     far = [cpu for cpu in system.cpu_table() if cpu["online"] and (cpu["socket"] or 0) > keep]
     for done, cpu in enumerate(far, 1):
-        step(done, len(far), dict(set_cpu(system, cpu, False), want=[cpu["number"], None, None]))
+        item = set_cpu(system, cpu, False) or cpu
+        step(done, len(far), dict(item, want=[cpu["number"], None, None]))
     return {}
 
 
 def set_block(system: System, number: int, online: bool) -> Item | None:
     """Bring one memory block online as movable or offline; return ``None``, or the error as an item."""
-    state = f"{system.memory}/memory{number}/state"
+    path = f"{system.memory}/memory{number}/state"
     block = system.block(number)
-    try:
-        if not online:
-            if block["state"] == "offline" or block["state"] == "gone":
+    for _ in range(3):
+        try:
+            if not online:
+                if block["state"] not in ("offline", "gone"):
+                    write(path, "offline")
                 return None
-            write(state, "offline")
-            return None
-        if block["state"] == "online":
-            if block["zone"] == "Movable":
-                return None
-            # The kernel put it online by itself (auto_online_blocks), where it may never come off again.
-            write(state, "offline")
-        write(state, "online_movable")
+            if block["state"] == "online":
+                if block["zone"] == "Movable":
+                    return None
+                # The kernel put it online by itself (auto_online_blocks), where it may never come off again.
+                write(path, "offline")
+            write(path, "online_movable")
+        except OSError as error:
+            before, block = block, system.block(number)
+            # EINVAL is how Linux says that it is so already: it went online or offline by itself in the meantime.
+            if error.errno == errno.EINVAL and block["state"] != before["state"]:
+                continue
+            failure = from_os(error, f"memory block {number} in zone {block['zone'] or '?'}")
+            return {"error": failure.code, "message": failure.message, "zone": block["zone"]}
         block = system.block(number)
-        if block["state"] == "online" and block["zone"] in ("Movable", ""):
-            return None
-        return {"error": "EXDEV", "message": f"block {number} is {block['state']} in zone {block['zone'] or '?'}"}
-    except OSError as error:
-        failure = from_os(error, f"memory block {number} in zone {block['zone'] or '?'}")
-        return {"error": failure.code, "message": failure.message, "zone": block["zone"]}
+    return {"error": "EXDEV", "message": f"block {number} stays {block['state']} in zone {block['zone'] or '?'}"}
 
 
 def call_memory_set(system: System, args: Item, until: float, step: Step) -> Item:
@@ -615,7 +634,10 @@ def call_memory_set(system: System, args: Item, until: float, step: Step) -> Ite
                 zone = failure.pop("zone", "")
                 errors[number] = failure
                 tries[number] = tries.get(number, 0) + 1
-                transient = failure["error"] in ("EBUSY", "EAGAIN", "EINTR")
+                # ENOENT: a block's folder comes before its files.
+                transient = failure["error"] in ("EBUSY", "EAGAIN", "EINTR") or (
+                    online and failure["error"] == "ENOENT"
+                )
                 if transient and (zone in ("Movable", "") or tries[number] < FIXED_ZONE_TRIES):
                     busy.append(number)
         blocks = busy
@@ -728,13 +750,17 @@ def call_pci_power_off(system: System, args: Item, until: float, step: Step) -> 
     except OSError:
         names = []
     for name in names:
-        if read(f"{slots}/{name}/address") == address.rpartition(".")[0]:
+        if read(f"{slots}/{name}/address") != address.rpartition(".")[0]:
+            continue
+        while read(f"{slots}/{name}/power") != "0":
             try:
-                if read(f"{slots}/{name}/power") != "0":
-                    write(f"{slots}/{name}/power", "0")
+                write(f"{slots}/{name}/power", "0")
+                break
             except OSError as error:
-                raise from_os(error, f"slot {name} of {address}") from error
-            return {"slot": name}
+                # pciehp answers ENODEV while the slot is on its way on or off.
+                if error.errno != errno.ENODEV or not pause(0.05, until):
+                    raise from_os(error, f"slot {name} of {address}") from error
+        return {"slot": name}
     raise CallError("ENODEV", f"no hotplug slot holds {address}")
 
 
@@ -945,9 +971,12 @@ class Job(Source):
             pass
         self.agent.drop(self)
         self.agent.jobs.pop(self.rid, None)
+        ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        if self.answer is None and self.name == "poweroff" and ended_by == signal.SIGTERM:
+            self.answer = {"ok": {"how": "init"}}  # init is ending every process already
         if self.answer is None:
-            timed_out = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-            code, text = ("ETIMEDOUT", "was not done in time") if timed_out else ("EINTR", "was ended")
+            late = ended_by == signal.SIGALRM
+            code, text = ("ETIMEDOUT", "was not done in time") if late else ("EINTR", "was ended")
             self.answer = {"error": {"code": code, "message": f"{self.name} {text}"}}
         if self.items:
             for body in self.answer.values():
@@ -1621,6 +1650,11 @@ class Agent:
                 source = by_fd[fd]
                 if source.fd == fd:
                     source.ready(events)
+        for job in self.jobs.values():
+            if job.name == "poweroff":
+                self.reply(job.rid, {"how": "init"})
+        if self.port.fd >= 0:
+            self.port.flush()
         self.end_session()
 
 

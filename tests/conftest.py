@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from framework import evidence
 from framework.leaks import Surroundings
 
 TIERS = ("unit", "contract", "guest", "lab", "root", "soak")
-_OUT = Path(__file__).parent.parent / ".out" / "failures"
 _outcomes: dict[str, int] = dict.fromkeys(TIERS, 0)
-_failed: set[str] = set()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     report = yield
     if report.failed:
-        _failed.add(item.nodeid)
+        evidence.failed.add(item.nodeid)
     if report.when == "call" and not report.skipped:
         for tier in TIERS:
             _outcomes[tier] += item.get_closest_marker(tier) is not None
@@ -71,24 +70,11 @@ def surroundings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     before = Surroundings.look(home, shm)
     yield home
     survivors = before.survivors()
-    failed = request.node.nodeid in _failed
+    failed = request.node.nodeid in evidence.failed
     if failed or survivors:
-        kept = _keep(request.node.name, home)
+        kept = evidence.keep(request.node.name, home)
         request.node.add_report_section("teardown", "evidence", f"kept in {kept}")
     shutil.rmtree(home, ignore_errors=True)
     shutil.rmtree(shm, ignore_errors=True)
     if survivors:
         pytest.fail("survived the test: " + "; ".join(survivors))
-
-
-def _keep(name: str, home: Path) -> Path:
-    kept = _OUT / "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:100]
-    shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir(parents=True)
-    for path in sorted((home / "s").rglob("*")):
-        small = path.is_file() and not path.is_symlink() and path.stat().st_size < 8 << 20
-        if small and path.suffix in (".log", ".1", ".json", ".sqlite", ".sqlite-wal", ".txt"):
-            target = kept / path.relative_to(home / "s")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, target)
-    return kept

@@ -22,6 +22,7 @@ from vmcoal_qmp.transcript import Transcript
 from vmcoal_qmp.types import Version, convert
 
 _CLOSE_DEADLINE = 5.0
+_UNANSWERED_LIMIT = 256
 
 
 class _Quiet(logging.LoggerAdapter[logging.Logger]):
@@ -45,6 +46,7 @@ class _Wire(QMPClient):
         self.logger = _Quiet(logging.getLogger("vmcoal_qmp.wire"))  # type: ignore[assignment]
         self._transcript = transcript
         self._publish = publish
+        self.unanswered = 0
         self.events.event_filter = self._hand_on
 
     def _hand_on(self, message: Message) -> bool:
@@ -55,11 +57,14 @@ class _Wire(QMPClient):
     def _cb_outbound(self, msg: Message) -> Message:
         if self._transcript is not None:
             self._transcript.record("out", msg)
+        self.unanswered += 1
         return msg
 
     def _cb_inbound(self, msg: Message) -> Message:
         if self._transcript is not None:
             self._transcript.record("in", msg)
+        if "return" in msg or "error" in msg:
+            self.unanswered -= 1
         return msg
 
 
@@ -132,13 +137,16 @@ class QmpClient:
         none, and `TypeError` or `ValueError` for arguments that are not JSON: nothing was sent then.
 
         After a time-out or a cancellation QEMU may still carry the command out; its late answer is dropped and the
-        connection stays usable.
+        connection stays usable. A QEMU that owes 256 answers is sent nothing more until it answers:
+        `QmpTimeoutError` at once.
         """
         message = {"execute": command} if arguments is None else {"execute": command, "arguments": arguments}
         # What QEMU cannot parse would cost the connection: refuse it here.
         json.dumps(message, allow_nan=False, ensure_ascii=False).encode()
         if self._lost.done():
             raise self._disconnected_during(command)
+        if self._wire.unanswered >= _UNANSWERED_LIMIT:
+            raise QmpTimeoutError(command, deadline)
         task = asyncio.ensure_future(self._wire.execute_msg(Message(message)))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:

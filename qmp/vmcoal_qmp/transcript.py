@@ -33,7 +33,8 @@ class Transcript:
     """Appends one JSON object a line: ``t`` seconds since the epoch, ``dir`` ``out`` or ``in``, ``msg``.
 
     The file is made with mode 0600 and holds at most ``limit`` bytes; then it becomes ``PATH.1``, replacing an older
-    one. A transcript never fails its caller: what cannot be written (disk full, folder gone) is counted in `drops`, and
+    one. A transcript never fails its caller: what cannot be written (disk full, folder gone, a text that is no
+    Unicode) is counted in `drops`, and
     the next line that can be written says so in ``dropped``. A message longer than 256 KiB is noted by its length only.
     """
 
@@ -48,16 +49,15 @@ class Transcript:
 
     def record(self, direction: str, message: Mapping[str, Any]) -> None:
         """Append ``message``."""
-        body = msgspec.json.encode(masked(message))
-        if len(body) > _LINE_LIMIT:
-            body = msgspec.json.encode({"bytes": len(body)})
         head = f'"t":{time.time():.6f},"dir":"{direction}"'
         if self._unsaid:
             head += f',"dropped":{self._unsaid}'
-        line = b"{" + head.encode() + b',"msg":' + body + b"}\n"
         try:
-            self._write(line)
-        except OSError:
+            body = msgspec.json.encode(masked(message))
+            if len(body) > _LINE_LIMIT:
+                body = msgspec.json.encode({"bytes": len(body)})
+            self._write(b"{" + head.encode() + b',"msg":' + body + b"}\n")
+        except (OSError, TypeError, ValueError):
             self.drops += 1
             self._unsaid += 1
         else:

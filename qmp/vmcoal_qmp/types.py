@@ -306,8 +306,11 @@ class MemUnplugError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemoryDeviceSizeChange(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
-    """MEMORY_DEVICE_SIZE_CHANGE: a virtio-mem device has now ``size`` bytes plugged. At most one a second per device,
-    the latest last."""
+    """MEMORY_DEVICE_SIZE_CHANGE: a virtio-mem device has now ``size`` bytes plugged.
+
+    QEMU sends at most one a second for each device, the latest last: the size that was waited for may be told up to a
+    second late, so ask query_memory_devices in between.
+    """
 
     size: int
     qom_path: str

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from framework.lent import entry, fuse_engine, lend, memory_servers, region_file
+from framework.qemu import BareQemu, bare_qemu, qemu_binary
 from vmcoal.backends import mounts
 from vmcoal.backends.fuse import FuseEngine
 from vmcoal.errors import (
@@ -30,6 +31,7 @@ from vmcoal.model.lease import MemoryServer
 from vmcoal.model.units import MIB
 
 pytestmark = pytest.mark.contract
+__all__ = ["bare_qemu", "qemu_binary"]  # the fixtures are used by name
 
 HOLD = """
 import mmap, sys
@@ -91,7 +93,7 @@ async def test_a_lenders_server_killed_in_the_middle_of_writes_loses_nothing() -
         pattern = os.urandom(MIB) * 64
         writing = asyncio.create_task(asyncio.to_thread(write_through, region_file(region), pattern))
         for _ in range(3):
-            child = next(c for c in await servers._holder.list() if c.id == f"serve-{one.lease.id}")
+            child = next(c for c in await servers.holder.list() if c.id == f"serve-{one.lease.id}")
             if child.pid:
                 os.kill(child.pid, signal.SIGKILL)
             await asyncio.wait((writing,), timeout=0.2)
@@ -179,6 +181,31 @@ async def test_removed_although_the_lender_is_gone_and_pages_wait() -> None:
         await nothing_left(engine)
 
 
+async def test_qemu_maps_it_as_a_dimm_and_lets_go(bare_qemu: BareQemu) -> None:
+    client, pid = bare_qemu.client, bare_qemu.process.pid
+    async with memory_servers() as servers, fuse_engine() as engine:
+        one, server = await lend(servers, entry(128 * MIB))
+        region = await engine.prepare(one.lease, server, "127.0.0.1", deadline=20)
+        backend = {"qom-type": region.backend, "id": "b1", **region.props}
+        await client.execute("object-add", backend)
+        await client.execute("device_add", {"driver": "pc-dimm", "id": "d1", "memdev": "b1", "node": 1})
+        assert mounts.maps_below(pid, vm_folders("dev").mount(one.lease.id))
+        with pytest.raises(DeadlineError):
+            await engine.remove(one.lease.id, mapped_by=pid, deadline=0.05)
+        # Without a guest a DIMM is never unplugged; a second region's backend alone shows that QEMU lets go.
+        two, server = await lend(servers, entry(128 * MIB))
+        second = await engine.prepare(two.lease, server, "127.0.0.1", deadline=20)
+        await client.execute("object-add", {"qom-type": second.backend, "id": "b2", **second.props})
+        await client.execute("object-del", {"id": "b2"})
+        await engine.remove(two.lease.id, mapped_by=pid, deadline=20)
+        assert await engine.health(one.lease.id) is None
+        await servers.stop(two)
+        await client.execute("quit")
+        await engine.remove(one.lease.id, mapped_by=pid, deadline=20)
+        await nothing_left(engine)
+        await servers.stop(one)
+
+
 @pytest.mark.parametrize("victim", ["proxy", "fuse"])
 async def test_health_tells_and_what_is_left_is_removed(victim: str) -> None:
     async with memory_servers() as servers, fuse_engine() as engine:
@@ -188,6 +215,20 @@ async def test_health_tells_and_what_is_left_is_removed(victim: str) -> None:
         assert "memory is lost" in (await engine.health(one.lease.id) or "")
         await engine.remove(one.lease.id, mapped_by=None, deadline=10)
         await nothing_left(engine)
+        await servers.stop(one)
+
+
+async def test_what_a_killed_holder_left_is_removed() -> None:
+    async with memory_servers() as servers, fuse_engine() as engine:
+        one, server = await lend(servers, entry(4 * MIB))
+        await engine.prepare(one.lease, server, "127.0.0.1", deadline=20)
+        os.kill(engine._holder.pid, signal.SIGKILL)
+        await engine._holder.wait_lost()
+        await engine.remove(one.lease.id, mapped_by=None, deadline=10)
+        folders = vm_folders("dev")
+        assert mounts.device_of(folders.mount(one.lease.id)) is None
+        assert {path.name for path in folders.runtime.iterdir()} <= {"holder.sock"}
+        folders.holder_socket.unlink()
         await servers.stop(one)
 
 

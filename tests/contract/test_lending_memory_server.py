@@ -76,7 +76,7 @@ async def test_a_granular_lease_is_sparse() -> None:
 async def test_the_key_is_in_no_command_line() -> None:
     async with memory_servers() as servers:
         one, server = await lend(servers, entry(2 * MIB))
-        pid = await pid_of(servers._holder, one.lease.id)
+        pid = await pid_of(servers.holder, one.lease.id)
         for what in ("cmdline", "environ"):
             assert server.psk.encode() not in Path(f"/proc/{pid}/{what}").read_bytes()
         assert server.psk not in repr(server)
@@ -88,7 +88,7 @@ async def test_a_killed_server_comes_back_with_the_same_bytes_and_port(tmp_path:
     async with memory_servers() as servers:
         one, server = await lend(servers, entry(4 * MIB))
         servers.file(one).write_bytes(b"x" * 4 * MIB)
-        os.kill(await pid_of(servers._holder, one.lease.id), signal.SIGKILL)
+        os.kill(await pid_of(servers.holder, one.lease.id), signal.SIGKILL)
         await check(server, 4 * MIB, tmp_path)
         assert await servers.runs(one.lease.id)
         assert servers.file(one).read_bytes() == b"x" * 4 * MIB
@@ -98,7 +98,7 @@ async def test_a_killed_server_comes_back_with_the_same_bytes_and_port(tmp_path:
 async def test_found_again_after_the_holder_died(tmp_path: Path) -> None:
     async with memory_servers() as servers:
         one, server = await lend(servers, entry(4 * MIB))
-        await servers._holder.shutdown(grace=0)
+        await servers.holder.shutdown(grace=0)
         async with memory_servers() as again:
             assert await again.find(one) == server
             await check(server, 4 * MIB, tmp_path)
@@ -111,8 +111,8 @@ async def test_found_again_after_the_holder_died(tmp_path: Path) -> None:
 async def test_a_port_that_was_taken_meanwhile_is_told() -> None:
     async with memory_servers() as servers:
         one, _ = await lend(servers, entry(2 * MIB))
-        await servers._holder.stop(f"serve-{one.lease.id}", grace=0)
-        await servers._holder.forget(f"serve-{one.lease.id}")
+        await servers.holder.stop(f"serve-{one.lease.id}", grace=0)
+        await servers.holder.forget(f"serve-{one.lease.id}")
         with socket.create_server(("127.0.0.1", one.port)), pytest.raises(ConflictError, match="taken"):
             await servers.find(one)
         await servers.stop(one)
@@ -122,7 +122,7 @@ async def test_data_ports_run_out() -> None:
     async with memory_servers() as servers:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            few = MemoryServers(servers._holder, lender_folders("den"), host="127.0.0.1", ports=range(port, port + 1))
+            few = MemoryServers(servers.holder, lender_folders("den"), host="127.0.0.1", ports=range(port, port + 1))
             asked = entry(2 * MIB)
             with pytest.raises(ConflictError, match="no data port"):
                 await few.start(asked)
@@ -139,7 +139,7 @@ async def test_a_server_that_does_not_start_leaves_nothing(tmp_path: Path, monke
             await servers.start(asked)
         assert "no luck" in caught.value.details["stderr"]
         assert not servers.file(asked).exists()
-        assert await servers._holder.list() == []
+        assert await servers.holder.list() == []
         assert not list(lender_folders("den").runtime.glob("*.psk"))
 
 

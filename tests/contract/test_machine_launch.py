@@ -14,9 +14,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from framework.qemu import qemu_binaries
 from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, PrerequisiteError
 from vmcoal.holding.client import Holder
 from vmcoal.layout import VmFolders, vm_folders
+from vmcoal.machine.firmware import find_uefi
 from vmcoal.machine.launch import QEMU, HolderLauncher, copy_uefi_variables, listen, socket_path
 from vmcoal.machine.spec import make_spec
 from vmcoal.model.machine import Accel, Disk, DiskBoot, KernelBoot, MachineSpec, Net
@@ -46,6 +48,7 @@ def spec(folders: VmFolders) -> MachineSpec:
     (folders.state / "disk").write_bytes(bytes(MIB))
     spec = make_spec(
         name="demo",
+        qemu=qemu_binaries()[0],
         accel=Accel.TCG,
         qemu_version=(7, 2),
         boot=DiskBoot(str(folders.state / "disk"), "raw"),
@@ -127,7 +130,7 @@ async def test_death_at_start_is_told(
     error = caught.value
     assert hint in (error.hint or "")
     assert error.details["code"] == 1
-    assert error.details["argv"][0] == "qemu-system-x86_64"
+    assert error.details["argv"][0] == spec.qemu
     assert "earlier run" not in error.details["stderr"]
     assert sockets(folders) == []
     status = await launcher.exit_status()
@@ -157,6 +160,22 @@ async def test_a_qemu_that_never_answers(holder: Holder, folders: VmFolders, spe
     with pytest.raises(DeadlineError, match="did not answer within"):
         await HolderLauncher(holder, folders).launch(msgspec.structs.replace(spec, qemu=str(silent)), deadline=0.5)
     assert sockets(folders) == []
+
+
+async def test_cancelled_launch_leaves_nothing(holder: Holder, folders: VmFolders, spec: MachineSpec) -> None:
+    silent = folders.state / "silent"
+    silent.write_text("#!/bin/sh\necho up >&2\nexec tail -f /dev/null\n")
+    silent.chmod(0o755)
+    launcher = HolderLauncher(holder, folders)
+    launch = asyncio.create_task(launcher.launch(msgspec.structs.replace(spec, qemu=str(silent)), deadline=30))
+    while not any(child.live for child in await holder.list()):
+        assert not launch.done()
+    launch.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await launch
+    assert sockets(folders) == []
+    await holder.wait_lost()
+    assert await launcher.exit_status() is not None
 
 
 async def test_killed_qemu(holder: Holder, folders: VmFolders, spec: MachineSpec) -> None:
@@ -198,6 +217,43 @@ async def test_serial_console_is_logged(holder: Holder, folders: VmFolders, spec
         await resets.wait_for(lambda event: bool(event.data["guest"]), deadline=60)
     await launcher.kill(grace=5)
     assert "VC" in folders.console_log.read_text(errors="replace")
+    await monitor.close()
+
+
+async def test_uefi_machine(holder: Holder, folders: VmFolders, spec: MachineSpec) -> None:
+    try:
+        uefi = find_uefi()
+    except PrerequisiteError as error:
+        pytest.skip(f"{error}: {error.hint}")
+    assert isinstance(spec.boot, DiskBoot)
+    boot = msgspec.structs.replace(spec.boot, firmware="uefi", uefi_code=uefi.code, uefi_vars=uefi.variables)
+    monitor = await HolderLauncher(holder, folders).launch(msgspec.structs.replace(spec, boot=boot), deadline=30)
+    nodes = {node["node-name"]: node for node in await monitor.execute("query-named-block-nodes", {"flat": True})}
+    assert (nodes["uefi-code"]["ro"], nodes["uefi-vars"]["ro"]) == (True, False)
+    assert nodes["uefi-vars"]["file"] == str(folders.uefi_vars)
+    assert (await monitor.execute("query-status"))["running"]
+    await monitor.close()
+
+
+async def test_disks_screen_and_user_network(holder: Holder, folders: VmFolders, spec: MachineSpec) -> None:
+    (folders.state / "seed.iso").write_bytes(bytes(MIB))
+    (folders.state / "with,comma").write_bytes(bytes(MIB))
+    assert isinstance(spec.boot, DiskBoot)
+    spec = msgspec.structs.replace(
+        spec,
+        boot=msgspec.structs.replace(spec.boot, seed=True),
+        disks=(Disk(str(folders.state / "with,comma")), Disk(str(folders.state / "disk"), readonly=True)),
+        net=Net("user"),
+        display="vnc=127.0.0.1:77,to=99",
+    )
+    monitor = await HolderLauncher(holder, folders).launch(spec, deadline=30)
+    blocks = {block["qdev"].split("/")[3]: block for block in await monitor.execute("query-block") if "qdev" in block}
+    assert {name for name in blocks if name.endswith("-device")} == {
+        *("root-device", "seed-device", "disk0-device", "disk1-device")
+    }
+    assert blocks["disk1-device"]["inserted"]["ro"]
+    assert blocks["root-device"]["inserted"]["backing_file"] == str(folders.state / "disk")
+    assert (await monitor.execute("query-vnc"))["enabled"]
     await monitor.close()
 
 

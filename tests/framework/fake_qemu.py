@@ -120,9 +120,10 @@ class Tape(Transcript):
             plain["id"] = self._numbers[plain.get("id")]
         self._lines.append({"dir": direction, "msg": _steady(plain)})
 
-    def save(self, path: Path, *, ended_by_qemu: bool) -> None:
+    def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [*self._lines, {"dir": "end"}] if ended_by_qemu else self._lines
+        quits = any(line["msg"].get("execute") == "quit" for line in self._lines)
+        lines = [*self._lines, {"dir": "end"}] if quits else self._lines
         path.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 

@@ -101,6 +101,8 @@ class Tree:
         folder.rename(self.cpu_dir / f"cpu{number}")
         if online:
             self.write_cpu(self.cpu_dir / f"cpu{number}", "1")
+        else:
+            self.list_online(self.cpu_dir)
 
     def add_block(self, number: int, node: int, state: str = "offline", zone: str = "") -> None:
         if not (self.node_dir / f"node{node}").exists():
@@ -147,6 +149,13 @@ class Tree:
     # -- what the kernel does on a write
 
     @staticmethod
+    def list_online(folder: Path) -> None:
+        online = [path.parent.name[3:] for path in folder.glob("cpu*/online") if path.read_text().strip() == "1"]
+        new = folder / ".online"
+        put(new, ",".join(sorted(online, key=int)))
+        new.rename(folder / "online")
+
+    @staticmethod
     def write_cpu(folder: Path, text: str) -> None:
         socket, core = (folder / ".place").read_text().split()
         put(folder / "online", text)
@@ -158,6 +167,7 @@ class Tree:
                 (folder / f"node{socket}").symlink_to(f"../../node/node{socket}")
         else:
             shutil.rmtree(folder / "topology", ignore_errors=True)
+        Tree.list_online(folder.parent)
 
     @staticmethod
     def write_block(folder: Path, text: str) -> None:

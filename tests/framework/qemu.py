@@ -62,7 +62,7 @@ def qemu_version(binary: str) -> str:
 
 def topology() -> list[str]:
     """Return the arguments of a machine with near node 0 and empty far nodes 1 to 3, each with a socket of two cores, a
-    PCI expander and two root ports."""
+    PCI expander and two root ports; and one root port, ``port01``, near."""
     nodes = range(len(DISTANCES))
     far = [(a, b, max(DISTANCES[a], DISTANCES[b])) for a in nodes for b in nodes if a != b]
     sockets = len(DISTANCES)
@@ -78,6 +78,8 @@ def topology() -> list[str]:
         argv += ["-numa", f"cpu,node-id={node},socket-id={node}"]
     for a, b, distance in far:
         argv += ["-numa", f"dist,src={a},dst={b},val={distance}"]
+    # Without bus=pcie.0 QEMU takes the last expander.
+    argv += ["-device", "pcie-root-port,id=port01,bus=pcie.0,chassis=10,slot=1"]
     for node in FAR_NODES:
         argv += ["-device", f"pxb-pcie,id=pxb{node},bus=pcie.0,bus_nr={32 * node},numa_node={node}"]
         for port in (1, 2):
@@ -136,8 +138,9 @@ def _in_child() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def spawn(binary: str, folder: Path, arguments: Sequence[str]) -> BareQemu:
-    """Start QEMU with a listening monitor socket handed to it as a descriptor; nobody is connected yet."""
+def spawn(binary: str, folder: Path, arguments: Sequence[str], fds: Sequence[int] = ()) -> BareQemu:
+    """Start QEMU with a listening monitor socket handed to it as a descriptor, and ``fds`` under their own numbers;
+    nobody is connected yet."""
     folder.mkdir(parents=True, exist_ok=True)
     path, stderr = folder / "qmp.sock", folder / "qemu.log"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -154,7 +157,7 @@ def spawn(binary: str, folder: Path, arguments: Sequence[str]) -> BareQemu:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=[fd],
+                pass_fds=[fd, *fds],
                 preexec_fn=_in_child,  # one thread only here
             )
     return BareQemu(binary, argv, folder, path, stderr, folder / "qmp.log", process, os.pidfd_open(process.pid))
@@ -162,10 +165,15 @@ def spawn(binary: str, folder: Path, arguments: Sequence[str]) -> BareQemu:
 
 @asynccontextmanager
 async def running_qemu(
-    binary: str, folder: Path, arguments: Sequence[str] | None = None, transcript: Transcript | None = None
+    binary: str,
+    folder: Path,
+    arguments: Sequence[str] | None = None,
+    *,
+    transcript: Transcript | None = None,
+    fds: Sequence[int] = (),
 ) -> AsyncIterator[BareQemu]:
     """Run QEMU with ``arguments`` (the far-node `topology` if none are given) until the context ends."""
-    qemu = spawn(binary, folder, topology() if arguments is None else arguments)
+    qemu = spawn(binary, folder, topology() if arguments is None else arguments, fds)
     transcript = transcript or Transcript(qemu.transcript)
     try:
         try:

@@ -6,15 +6,15 @@ One suite runs on all three, so that neither the replays nor the model can promi
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from framework.fake_machine import FakeGuest
 from framework.fake_monitor import FakeMonitor
 from framework.fake_qemu import Tape, qmp_server, replay
 from framework.qemu import (
@@ -45,77 +45,85 @@ class Subject:
     qemu: BareQemu | None = None
 
 
-def model(version: tuple[int, int] = (7, 2)) -> FakeMonitor:
+def model(version: tuple[int, int] = (7, 2), guest: FakeGuest | None = None) -> FakeMonitor:
     """Return the model of the machine that `framework.qemu.topology` describes."""
     return FakeMonitor(
         version=version,
+        guest=guest,
         nodes=len(DISTANCES),
         cores=CORES,
         near_cpus=CORES,
         near_memory=NEAR_MEMORY,
         max_memory=MAXMEM,
         slots=SLOTS,
-        ports={f"port{node}{port}": node for node in FAR_NODES for port in (1, 2)},
+        near_ports=["port01"],
+        ports={"port01": 0} | {f"port{node}{port}": node for node in FAR_NODES for port in (1, 2)},
     )
 
 
-def _recorded() -> list[str]:
-    return sorted(path.name.removeprefix("qemu-") for path in TRANSCRIPTS.glob("qemu-*"))
-
-
-def _parameters() -> list[Any]:
-    found = [pytest.param(("real", binary), id=f"real-{qemu_version(binary)}") for binary in qemu_binaries()]
+def parameters(real: pytest.MarkDecorator) -> list[Any]:
+    """Return a parameter for each real QEMU, marked ``real``, and each recorded version replayed and modelled."""
+    found = [
+        pytest.param(("real", binary), id=f"real-{qemu_version(binary)}", marks=real) for binary in qemu_binaries()
+    ]
     if not found:
         why = pytest.mark.skip(reason="no qemu-system-x86_64: install qemu-system-x86 or set VMCOAL_QEMU_BINARIES")
-        found = [pytest.param(("real", ""), id="real", marks=why)]
-    for version in _recorded():
-        found.append(pytest.param(("replay", version), id=f"replay-{version}"))
-        found.append(pytest.param(("model", version), id=f"model-{version}"))
+        found = [pytest.param(("real", ""), id="real", marks=[real, why])]
+    for path in sorted(TRANSCRIPTS.glob("qemu-*")):
+        version = path.name.removeprefix("qemu-")
+        found.append(pytest.param(("replay", version), id=f"replay-{version}", marks=pytest.mark.contract))
+        found.append(pytest.param(("model", version), id=f"model-{version}", marks=pytest.mark.contract))
     return found
 
 
-def _pair(version: str) -> tuple[int, int]:
+def pair(version: str) -> tuple[int, int]:
+    """Return ``version`` as numbers."""
     major, minor = version.split(".")
     return int(major), int(minor)
 
 
-@asynccontextmanager
-async def _real(request: pytest.FixtureRequest, binary: str, folder: Path, tape: Path) -> AsyncIterator[Subject]:
-    recorder = Tape(folder) if request.config.getoption("--regenerate") else Transcript(folder / "qmp.log")
-    async with running_qemu(binary, folder, transcript=recorder) as qemu:
-        yield Subject(qemu.client, qemu.client.version.triple[:2], folder, qemu)
-        ended = qemu.client.disconnected.done()
-    show(request, qemu)
-    if isinstance(recorder, Tape):
-        recorder.save(tape, ended_by_qemu=ended)
+def tape_of(request: pytest.FixtureRequest, version: str) -> Path:
+    """Return where the session of the running test with QEMU ``version`` is recorded."""
+    return TRANSCRIPTS / f"qemu-{version}" / f"{request.node.originalname}.jsonl"
+
+
+@contextmanager
+def recording(request: pytest.FixtureRequest, version: str, folder: Path) -> Iterator[Transcript]:
+    """Give the transcript for a real session, and save it as the test's recording if that was asked for."""
+    if not request.config.getoption("--regenerate"):
+        yield Transcript(folder / "qmp.log")
+        return
+    tape = Tape(folder)
+    yield tape
+    tape.save(tape_of(request, version))
 
 
 @asynccontextmanager
-async def _replayed(version: str, folder: Path, tape: Path) -> AsyncIterator[Subject]:
+async def replayed(request: pytest.FixtureRequest, version: str, folder: Path) -> AsyncIterator[Subject]:
+    """Play the recorded session of the running test."""
+    tape = tape_of(request, version)
     assert tape.exists(), f"no {tape}: tools/record-transcripts makes it"
-    async with (
-        qmp_server(folder / "qmp.sock", replay(tape, folder)) as path,
-        await QmpClient.connect(path) as client,
-    ):
-        yield Subject(client, _pair(version), folder)
+    server = qmp_server(folder / "qmp.sock", replay(tape, folder))
+    async with server as path, await QmpClient.connect(path) as client:
+        yield Subject(client, pair(version), folder)
 
 
-@pytest.fixture(params=_parameters())
+@pytest.fixture(params=parameters(pytest.mark.contract))
 async def subject(request: pytest.FixtureRequest, surroundings: Path) -> AsyncIterator[Subject]:
     """The machine of `framework.qemu.topology`, stopped: real, replayed or modelled."""
     kind, which = request.param
     folder = surroundings / "s" / "qemu"
     folder.mkdir()
-    name = re.sub(r"\W+", "-", request.node.originalname).strip("-") + ".jsonl"
     if kind == "real":
-        tape = TRANSCRIPTS / f"qemu-{qemu_version(which)}" / name
-        async with _real(request, which, folder, tape) as made:
-            yield made
+        with recording(request, qemu_version(which), folder) as transcript:
+            async with running_qemu(which, folder, transcript=transcript) as qemu:
+                yield Subject(qemu.client, qemu.client.version.triple[:2], folder, qemu)
+        show(request, qemu)
     elif kind == "replay":
-        async with _replayed(which, folder, TRANSCRIPTS / f"qemu-{which}" / name) as made:
+        async with replayed(request, which, folder) as made:
             yield made
     else:
-        yield Subject(model(_pair(which)), _pair(which), folder)
+        yield Subject(model(pair(which)), pair(which), folder)
 
 
 @asynccontextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from framework.command import plain_times, vmcoal
 from framework.fake_controller import FakeController, Script, failure, result
 from framework.golden import check_golden
 from vmcoal import errors, layout
+from vmcoal.cli import guest
 from vmcoal.cli.app import Command, Group, app
 from vmcoal.cli.catalog import COMMANDS
 from vmcoal.controller.api import API, AttachResult, Call, DetachResult, ExecResult, Output, Progress, ShutdownResult
@@ -363,6 +366,8 @@ def test_delete() -> None:
     done = vmcoal("delete", "web")
     assert done.code == 2
     assert folders.spec.exists()
+    assert vmcoal("delete", "web", "--dry-run").out == f"remove {folders.spec}\n"
+    assert folders.spec.exists()
     assert vmcoal("rm", "web", "--yes").code == 0
     assert not folders.state.exists()
     assert vmcoal("delete", "web", "--yes").code == 4
@@ -486,3 +491,65 @@ def test_a_defect_leaves_a_traceback_in_a_file(monkeypatch: pytest.MonkeyPatch) 
     assert "RuntimeError: oops" in crash.read_text()
     monkeypatch.setenv("VMCOAL_DEBUG", "1")
     assert "Traceback" in vmcoal("status").err
+
+
+@pytest.fixture
+def greeter() -> Iterator[Callable[[list[bytes]], int]]:
+    """Serve each connection with the next greeting, on a port of 127.0.0.1."""
+    sockets: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+
+    def serve(listener: socket.socket, greetings: list[bytes]) -> None:
+        for greeting in greetings:
+            peer, _ = listener.accept()
+            with peer:
+                peer.sendall(greeting)
+
+    def start(greetings: list[bytes]) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        sockets.append(listener)
+        threads.append(threading.Thread(target=serve, args=(listener, greetings), daemon=True))
+        threads[-1].start()
+        return int(listener.getsockname()[1])
+
+    yield start
+    for thread in threads:
+        thread.join(20)
+    for one in sockets:
+        one.close()
+
+
+@pytest.fixture
+def ssh_argv(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Catch what ``vmcoal ssh`` becomes."""
+    caught: list[str] = []
+    monkeypatch.setattr(guest, "_SSH_RETRY", 0.01)
+    monkeypatch.setattr("shutil.which", lambda program: f"/usr/bin/{program}")
+    monkeypatch.setattr("os.execv", lambda path, argv: caught.extend(argv))
+    return caught
+
+
+def test_ssh(
+    controller: Start, web: layout.VmFolders, greeter: Callable[[list[bytes]], int], ssh_argv: list[str]
+) -> None:
+    port = greeter([b"", b"SSH-2.0-x\r\n"])
+    controller({"status": [result(msgspec.structs.replace(STATUS, ssh_port=port))]})
+    web.ssh_key.touch()
+    done = vmcoal("ssh", "web", "--user", "me", "--", "-L", "80:a:80", "-v", "uname", "-r")
+    assert done.code == 0
+    assert "waiting for the SSH server in VM web" in done.err
+    assert ssh_argv[:5] == ["/usr/bin/ssh", "-i", str(web.ssh_key), "-p", str(port)]
+    assert f"UserKnownHostsFile={web.state}/known_hosts" in ssh_argv
+    assert ssh_argv[-6:] == ["-L", "80:a:80", "-v", "me@127.0.0.1", "uname", "-r"]
+
+
+def test_ssh_without_a_server(controller: Start, greeter: Callable[[list[bytes]], int]) -> None:
+    with pytest.raises(errors.UnreachableError, match="no SSH server answers in VM web"):
+        guest.wait_for_ssh("web", greeter([b""]), deadline=0.05)
+
+
+def test_ssh_without_a_port(controller: Start) -> None:
+    controller({"status": [result(msgspec.structs.replace(STATUS, ssh_port=None))]})
+    done = vmcoal("ssh", "web")
+    assert done.code == 6
+    assert "vmcoal shell web needs no network" in done.err

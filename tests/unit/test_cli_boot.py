@@ -303,3 +303,41 @@ def test_bad_input(arguments: tuple[str, ...], code: int, said: str, started: St
     assert "hint: " in done.err
     assert not started.specs
     assert not layout.known_vms()
+
+
+@pytest.mark.parametrize("variable", ["XDG_STATE_HOME", "XDG_RUNTIME_DIR"])
+def test_a_folder_that_cannot_be_made(
+    variable: str, started: Started, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "/dev/null/x")
+    done = vmcoal("boot", "--kernel", kernel)
+    assert done.code == 3
+    assert "cannot create /dev/null/x" in done.err
+    assert not started.specs
+
+
+def test_a_runtime_folder_that_is_too_long(
+    started: Started, kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / ("x" * 100)))
+    done = vmcoal("boot", "--kernel", kernel)
+    assert done.code == 3
+    assert "too long for a Unix socket" in done.err
+
+
+def test_a_state_folder_that_others_can_enter(started: Started, kernel: str) -> None:
+    layout.state_home().mkdir(mode=0o755)
+    layout.state_home().chmod(0o755)
+    done = vmcoal("boot", "--kernel", kernel)
+    assert done.code == 3
+    assert "must be a folder of mode 0700" in done.err
+
+
+def test_a_spec_that_cannot_be_read() -> None:
+    folders = layout.vm_folders("web")
+    folders.make()
+    folders.spec.write_text("{")
+    done = vmcoal("boot", "web")
+    assert done.code == 3
+    assert "cannot read" in done.err
+    assert "vmcoal delete web" in done.err

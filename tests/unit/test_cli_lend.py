@@ -13,6 +13,7 @@ from framework.fake_controller import FakeController, Script, failure, result
 from framework.golden import check_golden
 from vmcoal import layout
 from vmcoal.cli import lend
+from vmcoal.cli.lender_process import start_error
 from vmcoal.cli.lenders import lenders_text, split_address
 from vmcoal.controller.api import LenderView, Progress
 from vmcoal.errors import ConflictError, ExecutionError, PrerequisiteError, RefusedError, UsageError
@@ -201,7 +202,7 @@ def test_bad_input(arguments: tuple[str, ...], code: int, said: str) -> None:
 
 
 def test_a_lender_that_runs_is_not_started_again(barn: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lend, "_preflight", lambda: None)
+    monkeypatch.setattr(lend, "preflight", lambda: None)
     barn({})
     done = vmcoal("lend", "--cpus", "1", "--name", "barn")
     assert done.code == 5
@@ -213,7 +214,7 @@ def test_a_lender_that_runs_is_not_started_again(barn: Start, monkeypatch: pytes
 )
 def test_why_a_lender_did_not_start(code: int, kind: type[Exception]) -> None:
     said = "2026-01-01 INFO x\nvmcoal: error: 9 CPUs cannot be lent\n  hint: lend at most 2\n"
-    error = lend._start_error("barn", code, said, Path("/log"))
+    error = start_error("barn", code, said, Path("/log"))
     assert type(error) is kind
     if code != 1:
         assert (error.message, error.hint) == ("9 CPUs cannot be lent", "lend at most 2")

@@ -51,19 +51,28 @@ def test_defaults(kernel: Path) -> None:
     spec = build(kernel)
     assert (spec.cpus, spec.memory, spec.cpu_model) == (2, GIB, "max")
     assert [(far.node, far.cpus, far.memory, far.bus_nr, far.ports) for far in spec.far_nodes] == [
-        (1, 4, 8 * GIB, 32, 2),
-        (2, 4, 8 * GIB, 64, 2),
-        (3, 4, 8 * GIB, 96, 2),
-        (4, 4, 8 * GIB, 128, 2),
+        (1, 4, 8 * GIB, 32, 1),
+        (2, 4, 8 * GIB, 64, 1),
+        (3, 4, 8 * GIB, 96, 1),
+        (4, 4, 8 * GIB, 128, 1),
     ]
     distances = [far.distance for far in spec.far_nodes]
     assert distances == sorted(set(distances))
     assert spec.boot.release == "6.1.0-50-cloud-amd64"
     assert spec.cpu_mode is CpuMode.PLUG_PARK
     assert len(spec.uuid) == 36
-    assert build(kernel, accel=Accel.KVM).cpu_model == "host"
+    kvm = build(kernel, accel=Accel.KVM)
+    assert (kvm.cpu_model, kvm.far_nodes[0].ports) == ("host", 2)
+    assert build(kernel, ports=3).far_nodes[0].ports == 3
     assert cores_per_socket(spec) == 4
     assert cores_per_socket(build(kernel, cpus=6)) == 6
+
+
+@pytest.mark.parametrize(("nodes", "cores"), [(0, 1), (1, 5), (2, 3), (3, 3), (8, 1)])
+def test_small_machines_under_tcg_have_more_than_eight_slots(kernel: Path, nodes: int, cores: int) -> None:
+    wishes = {"cpus": 1, "far_nodes": nodes, "far_cpus": 1}
+    assert cores_per_socket(build(kernel, **wishes)) == cores
+    assert cores_per_socket(build(kernel, accel=Accel.KVM, **wishes)) == 1
 
 
 @pytest.mark.parametrize(
@@ -98,6 +107,8 @@ def test_cpu_mode(accel: Accel, release: str | None, mode: CpuMode) -> None:
         ({"far_memory": 100 * MIB}, UsageError, "headroom"),
         ({"far_memory": -GIB}, UsageError, "headroom"),
         ({"dimm_slots": 257}, UsageError, "DIMM slots"),
+        ({"ports": 0}, UsageError, "1 to 8 PCI ports"),
+        ({"ports": 9}, UsageError, "1 to 8 PCI ports"),
         ({"dimm_slots": 0}, UsageError, "DIMM slots"),
         ({"distances": (20, 30)}, UsageError, "2 distances"),
         ({"distances": (20, 30, 40, 255)}, UsageError, "11 to 254"),

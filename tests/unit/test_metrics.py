@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vmcoal.metrics.controller import ControllerMetrics
 from vmcoal.metrics.http import parse_address
+from vmcoal.metrics.lender import LenderMetrics
 from vmcoal.model.attachment import (
     AttachedCpu,
     AttachedMemory,
@@ -46,6 +47,10 @@ def existing(registry: CollectorRegistry, common: frozenset[str]) -> dict[str, t
 
 def test_the_controllers_metrics_are_documented() -> None:
     assert existing(ControllerMetrics("web").registry, frozenset({"vm"})) == documented("Controller")
+
+
+def test_the_lenders_metrics_are_documented() -> None:
+    assert existing(LenderMetrics("den").registry, frozenset({"lender"})) == documented("Lender")
 
 
 STATUS = VmStatus(

@@ -106,6 +106,28 @@ async def test_a_late_answer_is_dropped_and_the_connection_stays_in_step(
     assert caplog.records == []
 
 
+async def test_a_qemu_that_never_answers_is_not_sent_commands_for_ever(path: Path) -> None:
+    release = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.handshake()
+        await release.wait()
+        for _ in range(256):
+            await peer.answer("late")
+        await peer.send(event("DONE"))
+        await peer.answer("prompt")
+
+    async with qmp_server(path, script), await QmpClient.connect(path) as client, client.events("DONE") as stream:
+        slow = [client.execute("slow", deadline=0.2) for _ in range(256)]
+        given_up = await asyncio.gather(*slow, return_exceptions=True)
+        assert {type(error) for error in given_up} == {QmpTimeoutError}
+        with pytest.raises(QmpTimeoutError):
+            await client.execute("slow", deadline=60)
+        release.set()
+        await stream.wait_for(deadline=5)
+        assert await client.execute("quick") == "prompt"
+
+
 async def test_cancellation_passes_through_and_costs_nothing(path: Path) -> None:
     got_it = asyncio.Event()
 

@@ -30,8 +30,9 @@ async def test_a_guest_that_lets_go() -> None:
     qmp = await with_dimm()
     async with qmp.events() as events:
         await commands.device_del(qmp, "far")
-        said = [decode_event(await events.wait_for(deadline=5)) for _ in range(3)]
+        said = [decode_event(await events.wait_for(deadline=5)) for _ in range(4)]
     assert said == [
+        AcpiDeviceOst(slot="0", slot_type="DIMM", source=1, status=0, device="far"),
         AcpiDeviceOst(slot="0", slot_type="DIMM", source=3, status=132, device="far"),
         DeviceDeleted(path="/machine/peripheral/far", device="far"),
         AcpiDeviceOst(slot="0", slot_type="DIMM", source=3, status=0),
@@ -43,8 +44,8 @@ async def test_a_guest_that_refuses() -> None:
     qmp = await with_dimm(FakeGuest(booted=True, unplug={"far": "refuse"}))
     async with qmp.events("ACPI_DEVICE_OST") as events:
         await commands.device_del(qmp, "far")
-        said = [decode_event(await events.wait_for(deadline=5)) for _ in range(2)]
-    assert [ost.status for ost in said if isinstance(ost, AcpiDeviceOst)] == [132, 130]
+        said = [decode_event(await events.wait_for(deadline=5)) for _ in range(3)]
+    assert [ost.status for ost in said if isinstance(ost, AcpiDeviceOst)] == [0, 132, 130]
     assert "far" in await commands.device_ids(qmp)
 
 
@@ -60,7 +61,7 @@ async def test_a_guest_that_answers_late() -> None:
 async def test_a_guest_that_follows_virtio_mem_as_far_as_it_can() -> None:
     qmp = FakeMonitor(guest=FakeGuest(booted=True, stuck={"grains": 6 << 20}))
     await commands.object_add(qmp, "memory-backend-ram", "bytes", {"size": SIZE})
-    await commands.device_add(qmp, "virtio-mem-pci", "grains", {"memdev": "bytes", "node": 1, "bus": "far1-port0"})
+    await commands.device_add(qmp, "virtio-mem-pci", "grains", {"memdev": "bytes", "node": 1, "bus": "far1-mem"})
     async with qmp.events("MEMORY_DEVICE_SIZE_CHANGE") as events:
         await commands.qom_set(qmp, "grains", "requested-size", 64 << 20)
         event = decode_event(await events.wait_for(deadline=5))

@@ -112,6 +112,15 @@ def test_a_lost_folder_costs_lines_until_it_is_back(tmp_path: Path) -> None:
     assert (line["msg"], line["dropped"]) == ({"n": 1}, 1)
 
 
+def test_a_text_that_is_no_unicode_costs_its_line(tmp_path: Path) -> None:
+    transcript = Transcript(tmp_path / "qmp.log")
+    transcript.record("in", {"return": "\ud800"})
+    transcript.record("in", {"return": "fine"})
+    transcript.close()
+    [line] = lines(tmp_path / "qmp.log")
+    assert (line["msg"], line["dropped"]) == ({"return": "fine"}, 1)
+
+
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("mine")
     (tmp_path / "qmp.log").symlink_to(tmp_path / "target")

@@ -18,6 +18,7 @@ from vmcoal.model.lease import MemoryRegion as MemoryRegion
 class EngineTraits(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine needs and what it survives; planning compares these, nothing else.
 
+    ``largest_granular`` is the size in bytes up to which a granular device can be emptied, ``None`` for any;
     ``missing`` is the reason why this host cannot run it, or ``None``.
     """
 
@@ -30,6 +31,7 @@ class EngineTraits(msgspec.Struct, frozen=True, kw_only=True):
     survives_lender_loss: bool = False
     survives_lender_restart: bool = False
     same_host_only: bool = False
+    largest_granular: int | None = None
     missing: str | None = None
     remedy: str | None = None
 

@@ -19,18 +19,23 @@ from pathlib import Path
 
 import msgspec
 
-from vmcoal.backends import mounts, nbd
+from vmcoal.backends import mounts, nbd, strays
 from vmcoal.backends.base import EngineTraits, MemoryRegion, runtime_file
 from vmcoal.errors import DeadlineError, ExecutionError, NotFoundError, PrerequisiteError, UnreachableError
 from vmcoal.holding.client import ChildSpec, Holder
 from vmcoal.layout import VmFolders
 from vmcoal.model.lease import Lease, MemoryServer
+from vmcoal.model.units import MIB
 
 CONNECTIONS = 9
 """nbdfuse keeps one for itself and spreads faults over the others; libfuse runs at most ten threads."""
 
 READ_AHEAD_KIB = 1024
 """Pages that one fault brings with it: more helps a sequential reader, a random one fetches what nobody wants."""
+
+LARGEST_GRANULAR = 31 * 128 * MIB
+"""QEMU empties a virtio-mem device in one piece, which nbdfuse makes one NBD request: libnbd refuses lengths of 4 GiB
+and more with ERANGE (32 bits on the wire, NBD protocol, request message). This is the last whole guest memory block."""
 
 FILE = "memory"
 
@@ -61,6 +66,7 @@ class FuseEngine:
             summary="the bytes are on the lender and are fetched page by page through FUSE and NBD",
             needs_fuse=True,
             survives_lender_restart=True,
+            largest_granular=LARGEST_GRANULAR,
             missing=nbd.missing_client(),
             remedy=nbd.REMEDY,
         )
@@ -86,10 +92,11 @@ class FuseEngine:
         end = time.monotonic() + deadline
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(self._clear, name)
-            await self._clear(name)
+            if self._file(name, "link").exists():  # written first, removed last: an earlier controller was here
+                await self._clear(name)
             link = _Link(address, server.port, server.export, server.psk_identity, lease.amount)
-            nbd.write_psk(self._file(name, "psk"), server.psk_identity, server.psk)
             self._write_link(name, link)
+            nbd.write_psk(self._file(name, "psk"), server.psk_identity, server.psk)
             await self._check(name, link, lease.lender, _left(end))
             await self._start_proxy(name, link)
             await self._mount(name, lease.amount, end)
@@ -195,25 +202,27 @@ class FuseEngine:
         nbdfuse is killed first: that aborts its FUSE connection, so every fault and write-back in flight ends, even if
         the lender is gone, and nothing is written back that the lender would throw away.
         """
-        await self._end_child(f"{lease}.fuse", deadline)
         mount = self._folders.mount(lease)
+        await self._end_child(f"{lease}.fuse", str(mount / FILE), deadline)
         await mounts.unmount(mount, deadline=deadline)
-        await self._end_child(f"{lease}.proxy", deadline)
-        for suffix in ("nb", "psk", "link"):
+        await self._end_child(f"{lease}.proxy", f"tls-psk={self._file(lease, 'psk')}", deadline)
+        for suffix in ("nb", "psk"):
             nbd.remove_file(self._file(lease, suffix))
         for child in (f"{lease}.fuse", f"{lease}.proxy"):
             for suffix in ("log", "log.1"):
                 nbd.remove_file(self._folders.state / f"{child}.{suffix}")
         with contextlib.suppress(FileNotFoundError):
             mount.rmdir()
+        nbd.remove_file(self._file(lease, "link"))
 
-    async def _end_child(self, child: str, deadline: float) -> None:
+    async def _end_child(self, child: str, argument: str, deadline: float) -> None:
         try:
             async with asyncio.timeout(deadline):
-                # A holder that is gone took its children with it.
-                with contextlib.suppress(NotFoundError, UnreachableError):
+                try:
                     await self._holder.stop(child, grace=0)
                     await self._holder.forget(child)
+                except (NotFoundError, UnreachableError):  # it never was, or its holder is gone
+                    await strays.end(argument, deadline=deadline)
         except TimeoutError as error:
             raise DeadlineError(f"{child} did not end within {deadline:g} s", left=f"the process {child}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import Any
 
@@ -46,6 +45,8 @@ class Group(_WithExample, click.Group):
         """Find a command, or say which one was probably meant."""
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
+            import difflib
+
             close = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
             hint = f"did you mean {ctx.command_path} {close[0]}?" if close else f"{ctx.command_path} --help lists them"
             raise UsageError(f"{ctx.command_path} has no command {name!r}", hint=hint)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -13,36 +12,19 @@ import msgspec
 
 from vmcoal import layout
 from vmcoal.cli.app import Command
-from vmcoal.cli.config import BootDefaults, load_config
+from vmcoal.cli.boot_machine import Report, new_machine, refuse_changes, same_machine
+from vmcoal.cli.config import load_config
 from vmcoal.cli.output import Steps, counted, note, print_json, print_plan, steps, vcpus
 from vmcoal.cli.params import COUNT, COUNT_OR_NONE, DEFAULT_VM, PORT, SECONDS, SIZE, VM, dry_run_option, output_option
-from vmcoal.cli.vm import holder_lives, read_spec, vm_call
+from vmcoal.cli.vm import holder_lives, vm_call
 from vmcoal.controller.api import Progress, WaitRequest
-from vmcoal.errors import ConflictError, DeadlineError, DegradedError, PrerequisiteError, UsageError
+from vmcoal.errors import ConflictError, DeadlineError, DegradedError, PrerequisiteError
 from vmcoal.model.attachment import Plan, Step
-from vmcoal.model.machine import Accel, Disk, DiskBoot, KernelBoot, MachineSpec, Net
+from vmcoal.model.machine import DiskBoot, MachineSpec
 from vmcoal.model.status import VmStatus
 from vmcoal.model.units import format_duration, format_size
 
 _STEPS = 4
-_MACHINE_OPTIONS = (
-    *(
-        "image",
-        "image_size",
-        "kernel",
-        "initrd",
-        "append",
-        "firmware",
-        "seed",
-        "disks",
-        "cpus",
-        "memory",
-        "accel",
-        "qemu",
-    ),
-    *("far_nodes", "far_cpus", "far_memory", "net", "ssh_port", "display", "metrics"),
-)
-"""Options that make a machine; a VM that has one is booted again without them."""
 
 
 @click.command(
@@ -111,7 +93,7 @@ def boot(
         raise ConflictError(f"VM {name} runs already", hint=f"vmcoal status {name}; another one: vmcoal boot NAME")
     exists = name in layout.known_vms()
     if exists:
-        _refuse_changes(name, options)
+        refuse_changes(name, options)
     with steps() as shown:
 
         def step(number: int, text: str, fraction: float | None = None, detail: str | None = None) -> None:
@@ -119,7 +101,7 @@ def boot(
 
         step(1, "check this host")
         preflight()
-        spec = _again(name) if exists else _new_machine(name, options, defaults, step, dry_run)
+        spec = same_machine(name) if exists else new_machine(name, options, defaults, step, dry_run)
         if dry_run:
             shown.close()
             print_plan(boot_plan(spec), form)
@@ -149,167 +131,6 @@ def preflight() -> None:
                 f"this host cannot boot a VM: {finding.description}: {finding.found}",
                 hint=f"{finding.remedy}; all of it: vmcoal doctor --for boot",
             )
-
-
-Report = Callable[..., None]
-
-
-def _refuse_changes(name: str, options: dict[str, Any]) -> None:
-    """Raise `ConflictError` where options would make another machine of a VM that exists."""
-    given = [option for option in _MACHINE_OPTIONS if options[option] not in (None, ())]
-    if given:
-        flags = ", ".join("--disk" if option == "disks" else "--" + option.replace("_", "-") for option in given)
-        raise ConflictError(
-            f"VM {name} exists and has a machine of its own; {flags} would make another one",
-            hint=f"vmcoal boot {name} boots it as it is; vmcoal delete {name} removes it with its disk layer",
-        )
-
-
-def _again(name: str) -> MachineSpec:
-    """Return the spec of a VM that is off, with what this host can do now."""
-    spec = read_spec(name)
-    # what this host can do may have changed since, and the port may be taken by now
-    accel, reason, _ = choose_accel("auto", spec.qemu)
-    if spec.accel is not accel and not (spec.accel is Accel.TCG and spec.accel_reason == _ASKED_FOR):
-        from vmcoal.machine.spec import choose_cpu_mode
-
-        mode = choose_cpu_mode(accel, spec.boot.release)
-        model = "host" if accel is Accel.KVM else "max"
-        spec = msgspec.structs.replace(spec, accel=accel, accel_reason=reason, cpu_mode=mode, cpu_model=model)
-    if spec.net.ssh_port is not None:
-        spec = msgspec.structs.replace(
-            spec, net=msgspec.structs.replace(spec.net, ssh_port=free_port(spec.net.ssh_port))
-        )
-    return spec
-
-
-def _new_machine(
-    name: str, options: dict[str, Any], defaults: BootDefaults, step: Report, dry_run: bool
-) -> MachineSpec:
-    """Return the spec of a new VM; builds the default image where it is needed, except for a dry run."""
-    from vmcoal.machine.spec import make_spec
-
-    def chosen(option: str, default: Any) -> Any:
-        return default if options[option] is None else options[option]
-
-    qemu = options["qemu"] or "qemu-system-x86_64"
-    accel, reason, version = choose_accel(chosen("accel", defaults.accel), qemu)
-    step(2, "find the image")
-    source = boot_source(name, options, chosen("firmware", defaults.firmware), step, dry_run)
-    net = parse_net(chosen("net", defaults.net))
-    if net.mode == "user":
-        net = msgspec.structs.replace(net, ssh_port=options["ssh_port"] or free_port())
-    elif options["ssh_port"]:
-        raise UsageError("--ssh-port needs user-mode networking", hint="leave --net away, or reach the guest directly")
-    return make_spec(
-        name=name,
-        accel=accel,
-        accel_reason=reason,
-        qemu=qemu,
-        qemu_version=version,
-        boot=source,
-        cpus=chosen("cpus", defaults.cpus),
-        memory=chosen("memory", defaults.memory_bytes),
-        far_nodes=chosen("far_nodes", defaults.far_nodes),
-        far_cpus=chosen("far_cpus", defaults.far_cpus),
-        far_memory=chosen("far_memory", defaults.far_memory_bytes),
-        disks=[parse_disk(text) for text in options["disks"]],
-        net=net,
-        display=chosen("display", defaults.display),
-        metrics=options["metrics"],
-    )
-
-
-_ASKED_FOR = "asked for"
-
-
-def choose_accel(wanted: str, qemu: str) -> tuple[Accel, str, tuple[int, int]]:
-    """Return the acceleration, why, and QEMU's version; raises `PrerequisiteError` where KVM was wanted and fails."""
-    from vmcoal.host.accel import find_qemu, probe_accel, qemu_version
-
-    if wanted == "tcg":
-        return Accel.TCG, _ASKED_FOR, qemu_version(find_qemu(qemu))[:2]
-    probe = probe_accel(qemu)
-    if probe.kvm:
-        return Accel.KVM, probe.reason, probe.qemu_version[:2]
-    if wanted == "kvm":
-        raise PrerequisiteError(f"KVM does not run guests here: {probe.reason}", hint=probe.remedy or "--accel tcg")
-    return Accel.TCG, f"no KVM: {probe.reason}", probe.qemu_version[:2]
-
-
-def boot_source(
-    name: str, options: dict[str, Any], firmware: str, step: Report, dry_run: bool
-) -> KernelBoot | DiskBoot:
-    """Return what is booted: the image or kernel that was given, else the default image."""
-    image, kernel = options["image"], options["kernel"]
-    if image and kernel:
-        raise UsageError("--image and --kernel exclude each other", hint="give one of them, or none")
-    if (options["initrd"] or options["append"]) and not kernel:
-        raise UsageError("--initrd and --append need --kernel", hint="give --kernel FILE")
-    if not image and (options["firmware"] or options["seed"] or options["image_size"]):
-        raise UsageError("--firmware, --seed and --image-size need --image", hint="give --image FILE")
-    if image:
-        from vmcoal.guest.overlay import inspect_image
-
-        found = inspect_image(image)
-        return DiskBoot(image=found.path, format=found.format, firmware=firmware, seed=options["seed"] is not False)
-    if kernel:
-        return KernelBoot(kernel, options["initrd"], options["append"] or "console=ttyS0")
-    return default_source(name, step, dry_run)
-
-
-def default_source(name: str, step: Report, dry_run: bool) -> KernelBoot:
-    """Return the default image, built if there is none; raises `PrerequisiteError` in a dry run without one."""
-    from vmcoal.guest.images import default_boot, ensure_default_image, list_images
-
-    if dry_run:
-        built = [image for image in list_images() if image.kind == "default"]
-        if not built:
-            raise PrerequisiteError("the default image is not built yet", hint="vmcoal image build")
-        found = default_boot(built[0])
-    else:
-        found = ensure_default_image(lambda text, fraction: step(2, "find the image", fraction, text))
-    append = f"{found.append} hostname={name}"
-    return KernelBoot(str(found.kernel), str(found.initrd), append, found.release)
-
-
-def parse_net(text: str) -> Net:
-    """Return the network of ``user``, ``none``, ``tap=DEVICE`` or ``bridge=DEVICE``; `make_spec` checks it."""
-    mode, _, device = text.partition("=")
-    return Net(mode=mode, device=device or None)
-
-
-def parse_disk(text: str) -> Disk:
-    """Return the disk of ``FILE[,ro][,format=raw|qcow2]``; without a format its header says which it is.
-
-    Raises `UsageError`, and what `vmcoal.guest.overlay.inspect_image` raises.
-    """
-    path, *words = text.split(",")
-    readonly, form = False, None
-    for word in words:
-        if word == "ro":
-            readonly = True
-        elif word in ("format=raw", "format=qcow2"):
-            form = word.removeprefix("format=")
-        else:
-            raise UsageError(f"--disk: {word!r} is not known", hint="write it as FILE, FILE,ro or FILE,format=qcow2")
-    if form is None:
-        from vmcoal.guest.overlay import inspect_image
-
-        form = inspect_image(path, bootable=False).format
-    return Disk(path, form, readonly)
-
-
-def free_port(wanted: int = 0) -> int:
-    """Return a TCP port of 127.0.0.1 that nobody uses now: ``wanted`` if it is free, else another one."""
-    import socket
-
-    with socket.socket() as sock:
-        try:
-            sock.bind(("127.0.0.1", wanted))
-        except OSError:
-            return free_port()
-        return int(sock.getsockname()[1])
 
 
 def prepare_files(spec: MachineSpec, folders: layout.VmFolders, size: int | None = None) -> MachineSpec:

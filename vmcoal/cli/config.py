@@ -5,8 +5,6 @@ configs/config.toml lists each key with its built-in default.
 
 from __future__ import annotations
 
-import difflib
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +100,8 @@ def load_config(path: Path | None = None) -> Config:
         return Config()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
+    import tomllib
+
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -116,6 +116,8 @@ def load_config(path: Path | None = None) -> Config:
 
 
 def _refuse_unknown(data: dict[str, Any], path: Path) -> None:
+    import difflib
+
     keys: list[tuple[str, str, list[str]]] = []
     for section, content in data.items():
         keys.append(("", section, list(_SECTIONS)))

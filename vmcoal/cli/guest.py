@@ -6,8 +6,10 @@ import contextlib
 import os
 import select
 import shutil
+import socket
 import sys
 import termios
+import time
 import tty
 from collections.abc import Iterator
 from typing import Any
@@ -21,9 +23,10 @@ from vmcoal.cli.params import SECONDS, resolve_vm, vm_argument
 from vmcoal.cli.vm import status_of, vm_call
 from vmcoal.controller.api import ExecRequest, ExecResult, Output
 from vmcoal.controller.client import connect
-from vmcoal.errors import PrerequisiteError, RefusedError, UsageError
+from vmcoal.errors import PrerequisiteError, RefusedError, UnreachableError, UsageError
 
 _ESCAPE = 0x1D  # Ctrl-]
+_SSH_RETRY = 0.5
 _SHELL = ("/bin/sh", "-c", "exec $(command -v bash || echo sh) -l")
 
 
@@ -188,6 +191,7 @@ def ssh(ctx: click.Context, vm: str | None, user: str) -> None:
     program = shutil.which("ssh")
     if program is None:
         raise PrerequisiteError("ssh is not installed", hint="apt install openssh-client")
+    wait_for_ssh(name, port)
     argv = [program, "-i", str(folders.ssh_key), "-p", str(port)]
     for option in (
         f"UserKnownHostsFile={folders.state / 'known_hosts'}",
@@ -200,6 +204,30 @@ def ssh(ctx: click.Context, vm: str | None, user: str) -> None:
     options, command = _split_ssh(rest)
     sys.stdout.flush()
     os.execv(program, [*argv, *options, f"{user}@127.0.0.1", *command])  # noqa: S606
+
+
+def wait_for_ssh(name: str, port: int, *, deadline: float = 60.0) -> None:
+    """Wait until the guest's SSH server greets: QEMU accepts the connection long before. Raises `UnreachableError`."""
+    ends = time.monotonic() + deadline
+    told = False
+    while True:
+        with socket.socket() as sock:
+            sock.settimeout(max(0.1, min(5.0, ends - time.monotonic())))
+            try:
+                sock.connect(("127.0.0.1", port))
+                if sock.recv(4) == b"SSH-":
+                    return
+            except OSError:
+                pass
+        if time.monotonic() >= ends:
+            raise UnreachableError(
+                f"no SSH server answers in VM {name} within {deadline:g} s",
+                hint=f"vmcoal shell {name} needs none; vmcoal logs {name} console",
+            )
+        if not told:
+            note(f"waiting for the SSH server in VM {name}")
+            told = True
+        time.sleep(_SSH_RETRY)
 
 
 def _split_ssh(words: list[str]) -> tuple[list[str], list[str]]:

@@ -11,6 +11,7 @@ from vmcoal.cli.app import Group
 from vmcoal.cli.output import note, print_json, steps, table
 from vmcoal.cli.params import SIZE, output_option
 from vmcoal.controller.api import Progress
+from vmcoal.errors import UsageError
 from vmcoal.model.units import GIB, format_size
 
 
@@ -33,9 +34,10 @@ def image() -> None:
     """,
 )
 @click.argument("kind", type=click.Choice(["default", "debian"]), default="default")
-@click.option("--size", type=SIZE, default=2 * GIB, help="Size of the Debian disk.  [default: 2G]")
+@click.option("--size", type=SIZE, help="Size of the Debian disk.  [default: 2G]")
+@click.option("--suite", metavar="NAME", help="Debian's release, such as trixie.  [default: this host's]")
 @output_option
-def build(kind: str, size: int, form: str) -> None:
+def build(kind: str, size: int | None, suite: str | None, form: str) -> None:
     """Build the default image (kernel and initramfs) or a bootable Debian disk, from packages as they are now.
 
     An image that would come out the same is not built again.
@@ -43,9 +45,13 @@ def build(kind: str, size: int, form: str) -> None:
     from vmcoal.guest.images import build_debian, build_default
 
     if kind == "default":
+        if size or suite:
+            raise UsageError("--size and --suite are for the Debian disk", hint="vmcoal image build debian --size 4G")
         made = with_progress("build the default image", build_default)
     else:
-        made = with_progress("build a Debian disk", lambda progress: build_debian(progress, size=size))
+        made = with_progress(
+            "build a Debian disk", lambda report: build_debian(report, size=size or 2 * GIB, suite=suite)
+        )
     if form == "json":
         print_json(made)
         return

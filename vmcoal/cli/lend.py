@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
+import shlex
 import sys
-from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
-from typing import TypeVar
 
 import click
 import msgspec
@@ -17,6 +13,7 @@ import msgspec
 from vmcoal import layout
 from vmcoal.cli.app import Group
 from vmcoal.cli.config import load_config
+from vmcoal.cli.lender_process import TALK, lender_call, preflight, refuse_running, start_lender
 from vmcoal.cli.outcome import printable
 from vmcoal.cli.output import counted, note, print_json, steps, table, vcpus
 from vmcoal.cli.params import (
@@ -34,16 +31,10 @@ from vmcoal.cli.params import (
     yes_option,
 )
 from vmcoal.controller.api import Progress
-from vmcoal.controller.client import NotListeningError, call, connect
-from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, PrerequisiteError, UsageError, VmcoalError
+from vmcoal.errors import PrerequisiteError, UsageError
 from vmcoal.lending.api import BorrowerView, DrainRequest, ForgetRequest, LenderStatus, PairRequest, ReclaimResult
 from vmcoal.model.lease import Lease, ResourceKind
 from vmcoal.model.units import format_duration, format_size
-
-T = TypeVar("T")
-
-_START = 20.0
-_TALK = 15.0
 
 
 @click.group(
@@ -104,18 +95,16 @@ def lend(
         if value:
             argv += [option, value]
     if dry_run:
-        import shlex
-
         click.echo("$ " + shlex.join(argv))
         note("nothing was changed")
         return
-    _preflight()
+    preflight()
     folders.make()
-    _refuse_running(folders, chosen)
+    refuse_running(folders, chosen)
     if foreground:
         sys.stdout.flush()
         os.execv(sys.executable, argv)  # noqa: S606
-    _start(argv, folders, chosen)
+    start_lender(argv, folders, chosen)
     status = lender_call(chosen, "status", result=LenderStatus)
     click.echo(f"lender {chosen} lends {_total(status)} on {', '.join(status.addresses)}")
     note("next: vmcoal lend pair   and, on the borrower, what it prints")
@@ -125,93 +114,6 @@ def _total(status: LenderStatus) -> str:
     parts = [vcpus(status.offer.cpus_total)] if status.offer.cpus_total else []
     parts += [format_size(status.offer.memory_total)] if status.offer.memory_total else []
     return " and ".join(parts) or "nothing"
-
-
-def _preflight() -> None:
-    from vmcoal.host.checks import CHECKS, Duty, Level, run_checks
-    from vmcoal.host.facts import Host
-
-    wrong = [finding for finding in run_checks(CHECKS, Host(), frozenset({Duty.LEND})) if finding.level is Level.FAIL]
-    if wrong:
-        raise PrerequisiteError(
-            f"this host cannot lend: {wrong[0].description}: {wrong[0].found}",
-            hint=f"{wrong[0].remedy}; all of it: vmcoal doctor --for lend",
-        )
-
-
-def _refuse_running(folders: layout.LenderFolders, name: str) -> None:
-    try:
-        connect(folders.control_socket, f"lender {name}").close()
-    except NotListeningError:
-        return
-    raise ConflictError(f"lender {name} runs already", hint="vmcoal lend status, or another --name")
-
-
-def _start(argv: list[str], folders: layout.LenderFolders, name: str) -> None:
-    """Start the lender detached and wait until it answers; raises `ExecutionError` with its last words."""
-    import select
-
-    ready, theirs = os.pipe()
-    with os.fdopen(ready, "rb", buffering=0) as pipe, folders.log.open("ab") as log:
-        began = log.tell()
-        try:
-            child = subprocess.Popen(
-                [*argv, "--ready-fd", str(theirs)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(theirs,),
-                start_new_session=True,
-                cwd="/",
-            )
-        finally:
-            os.close(theirs)
-        if not select.select([pipe], [], [], _START)[0]:
-            child.kill()
-            child.wait()
-            raise DeadlineError(f"lender {name} did not start within {_START:g} s", hint=f"see {folders.log}")
-        if not pipe.read(1):
-            code = child.wait()
-            with folders.log.open("rb") as said:
-                said.seek(began)
-                raise _start_error(name, code, said.read(1 << 16).decode(errors="replace"), folders.log)
-        child.returncode = 0  # it is on its own now; its end is not this command's to wait for
-
-
-def _start_error(name: str, code: int, said: str, log: Path) -> VmcoalError:
-    """Return the error that a lender ended with at its start, from its exit code and what it wrote."""
-    message = re.search(r"^vmcoal: error: (.+)$", said, re.MULTILINE)
-    hint = re.search(r"^  hint: (.+)$", said, re.MULTILINE)
-    for kind in (UsageError, PrerequisiteError, ConflictError):
-        if message and kind.exit_code == code:
-            return kind(message[1], hint=hint[1] if hint else None)
-    return ExecutionError(
-        f"lender {name} ended at its start with exit code {code}", hint=f"all of it is in {log}", stderr=said
-    )
-
-
-def lender_call(
-    name: str,
-    method: str,
-    params: msgspec.Struct | None = None,
-    *,
-    result: type[T],
-    on_progress: Callable[[Progress], None] | None = None,
-    deadline: float | None = _TALK,
-) -> T:
-    """Call the lender ``name`` of this host; raises `PrerequisiteError` if it does not run."""
-    try:
-        return call(
-            layout.lender_folders(name).control_socket,
-            method,
-            params,
-            result=result,
-            peer=f"lender {name}",
-            on_progress=on_progress,
-            deadline=deadline,
-        )
-    except NotListeningError as error:
-        raise PrerequisiteError(f"lender {name} does not run", hint=f"vmcoal lend --name {name}") from error
 
 
 @lend.command(
@@ -247,7 +149,7 @@ def pair_(name: str | None, grants: tuple[str, ...], borrower: str | None, secon
         if progress.detail:
             click.echo(f"\n    code: {printable(progress.detail)}\n", err=True)
 
-    view = lender_call(lender, "pair", request, result=BorrowerView, on_progress=show, deadline=seconds + _TALK)
+    view = lender_call(lender, "pair", request, result=BorrowerView, on_progress=show, deadline=seconds + TALK)
     if form == "json":
         print_json(view)
         return
@@ -382,7 +284,7 @@ def _ask(yes: bool, question: str, hint: str) -> None:
 def _reclaim(lender: str, method: str, params: msgspec.Struct, deadline: float, form: str) -> None:
     with steps() as shown:
         result = lender_call(
-            lender, method, params, result=ReclaimResult, on_progress=shown, deadline=deadline + 2 * _TALK
+            lender, method, params, result=ReclaimResult, on_progress=shown, deadline=deadline + 2 * TALK
         )
     if form == "json":
         print_json(result)

@@ -12,7 +12,16 @@ import click
 from vmcoal import layout
 from vmcoal.cli.app import Command
 from vmcoal.cli.output import counted, note, print_json
-from vmcoal.cli.params import COUNT, VM, deadline_option, output_option, resolve_vm, vm_argument, yes_option
+from vmcoal.cli.params import (
+    COUNT,
+    VM,
+    deadline_option,
+    dry_run_option,
+    output_option,
+    resolve_vm,
+    vm_argument,
+    yes_option,
+)
 from vmcoal.cli.vm import holder_lives, vm_steps
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
 from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, UsageError
@@ -46,12 +55,18 @@ def shutdown(vm: str | None, force: bool, deadline: float, form: str) -> None:
 @click.command(cls=Command, example="vmcoal delete web --yes")
 @click.argument("vm", type=VM)
 @yes_option
-def delete(vm: str, yes: bool) -> None:
+@dry_run_option
+def delete(vm: str, yes: bool, dry_run: bool) -> None:
     """Remove a stopped VM: its spec, disk layer, keys and logs. The image it was made from stays."""
     name = resolve_vm(vm)
     folders = layout.vm_folders(name)
     if holder_lives(name):
         raise ConflictError(f"VM {name} runs", hint=f"vmcoal shutdown {name}")
+    if dry_run:
+        for path in sorted(path for path in folders.state.rglob("*") if not path.is_dir()):
+            click.echo(f"remove {path}")
+        note("nothing was changed")
+        return
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("stdin is not a terminal to ask on", hint=f"vmcoal delete {name} --yes")

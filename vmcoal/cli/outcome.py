@@ -10,7 +10,6 @@ import errno
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import click
@@ -111,6 +110,8 @@ def _interrupted(error: BaseException | None) -> int:
 
 def _defect(error: Exception) -> int:
     _debug_traceback()
+    import traceback
+
     where = _write_crash(error)
     said = traceback.format_exception_only(error)[-1].strip()
     return report(
@@ -123,10 +124,14 @@ def _defect(error: Exception) -> int:
 
 def _debug_traceback() -> None:
     if os.environ.get("VMCOAL_DEBUG", "") not in ("", "0"):
+        import traceback
+
         traceback.print_exc()
 
 
 def _write_crash(error: Exception) -> Path | None:
+    import traceback
+
     from vmcoal import __version__
     from vmcoal.layout import crash_home, make_private
 

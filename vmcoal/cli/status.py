@@ -150,7 +150,8 @@ def vm_text(status: VmStatus) -> str:
         parts += ["", table(("LENDER", "NODE", "RTT", "WHAT", "ENGINE", "STATE", "LEASE"), rows)]
     if status.exit:
         said = str(status.exit.get("stderr") or "").splitlines()
-        parts += ["", f"QEMU ended: {status.exit.get('state')} {status.exit.get('code')}"]
+        how = "was killed by signal" if status.exit.get("state") == "signaled" else "ended with exit code"
+        parts += ["", f"QEMU {how} {status.exit.get('code')} at {status.exit.get('at')}"]
         parts += [f"  | {printable(line)}" for line in said]
     if status.degraded:
         parts += ["", "Degraded:", *(f"  ! {printable(line)}" for line in status.degraded)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -12,8 +13,7 @@ from vmcoal import layout
 from vmcoal.cli.output import note, steps
 from vmcoal.controller.api import Output, Progress
 from vmcoal.controller.client import NotListeningError, call
-from vmcoal.errors import InternalError, PrerequisiteError
-from vmcoal.host.facts import Host
+from vmcoal.errors import PrerequisiteError
 from vmcoal.model.machine import MachineSpec
 from vmcoal.model.status import VmStatus
 
@@ -84,16 +84,22 @@ def revive(name: str) -> None:
 
 def holder_lives(name: str) -> bool:
     """Return whether the process that holds a VM together runs."""
-    return Host().answers(layout.vm_folders(name).holder_socket)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
+        sock.settimeout(5.0)
+        try:
+            sock.connect(str(layout.vm_folders(name).holder_socket))
+        except OSError:
+            return False
+    return True
 
 
 def read_spec(name: str) -> MachineSpec:
-    """Return the machine of a VM as it was asked for; raises `InternalError` if its file cannot be read."""
+    """Return the machine of a VM as it was asked for; raises `PrerequisiteError` if its file cannot be read."""
     path = layout.vm_folders(name).spec
     try:
         return msgspec.json.decode(path.read_bytes(), type=MachineSpec)
     except (OSError, msgspec.DecodeError) as error:
-        raise InternalError(
+        raise PrerequisiteError(
             f"cannot read {path}: {error}", hint=f"vmcoal delete {name} removes the VM, its disk layer included"
         ) from error
 

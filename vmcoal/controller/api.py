@@ -3,6 +3,7 @@
 Newline-delimited JSON over a Unix stream socket (mode 0600, peer uid checked), one line at most `MAX_LINE` bytes. The
 client sends one `Call`; the controller answers with any number of `Progress` and then one `Result` or `Failure`.
 A client that hangs up cancels its call: an attach under way is undone, a detach is not begun further than it is.
+Closing only the sending half cancels too, and the answer then says what came of it (the client does so on Ctrl-C).
 
 Methods, with the type of ``params`` → the type of the result:
 

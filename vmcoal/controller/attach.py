@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from vmcoal.backends.base import MemoryRegion
 from vmcoal.backends.conflicts import refuse_conflicts
 from vmcoal.backends.cpu import choose_cpu_engine
+from vmcoal.controller import granular
 from vmcoal.controller.api import AttachResult
 from vmcoal.controller.loans import Loan, attachments
 from vmcoal.controller.transaction import Progress, Transaction, transaction
@@ -67,11 +67,11 @@ def check_request(request: AttachRequest) -> None:
         raise UsageError("--granular is a way to attach memory", hint="add --memory SIZE")
     grain = GRAIN if request.style is MemoryStyle.GRANULAR else BLOCK
     if request.memory % grain:
-        fine = "" if request.style is MemoryStyle.GRANULAR else ", or use --granular for steps of 2 MiB"
+        below = request.memory // grain * grain
+        nearest = f"{format_size(below)} or {format_size(below + grain)}" if below else format_size(grain)
+        finer = "" if request.style is MemoryStyle.GRANULAR else ", or --granular for steps of 2 MiB"
         raise UsageError(
-            f"{format_size(request.memory)} is no multiple of {format_size(grain)}",
-            hint=f"the nearest are {format_size(request.memory // grain * grain)} and "
-            f"{format_size((request.memory // grain + 1) * grain)}{fine}",
+            f"{format_size(request.memory)} is no multiple of {format_size(grain)}", hint=f"ask for {nearest}{finer}"
         )
 
 
@@ -90,17 +90,19 @@ async def survey(vm: Vm, request: AttachRequest) -> Journey:
     grow = None
     if request.memory:
         used = vm.book.headroom_used(far.node)
-        granular = [x for x in vm.book.on(far.node, ResourceKind.MEMORY) if x.style is MemoryStyle.GRANULAR]
-        if request.style is MemoryStyle.GRANULAR and granular:
-            grow = granular[0]
+        in_grains = [x for x in vm.book.on(far.node, ResourceKind.MEMORY) if x.style is MemoryStyle.GRANULAR]
+        if request.style is MemoryStyle.GRANULAR and in_grains:
+            grow = in_grains[0]
             if grow.size + request.memory > grow.capacity:
                 raise ConflictError(
                     f"node {far.node} has {format_size(grow.capacity - grow.size)} of its granular device left, "
                     f"{format_size(request.memory)} were asked for",
-                    hint="ask for less, or boot with more --far-memory",
+                    hint="ask for less, or attach DIMMs (--dimm) beside it",
                 )
         else:
             check_headroom(far, used, request.memory)
+            if request.style is MemoryStyle.GRANULAR:
+                granular.check(vm, far, request.memory)
     offer = await session.offer()
     grants = frozenset(session.grants)
     if request.memory:
@@ -123,7 +125,7 @@ def plan(vm: Vm, request: AttachRequest, journey: Journey) -> Plan:
     ]
     if request.memory:
         if journey.grow is None:
-            capacity = _capacity(vm, request, far)
+            capacity = granular.capacity(vm, far) if request.style is MemoryStyle.GRANULAR else request.memory
             region, argvs = vm.engine.plan(_NEW, capacity)
             steps.append(Step("lease memory", f"lease {format_size(request.memory)} of memory", lender))
             steps.append(
@@ -205,13 +207,6 @@ def _vcpus(count: int) -> str:
     return f"{count} vCPU{'s' if count != 1 else ''}"
 
 
-def _capacity(vm: Vm, request: AttachRequest, far: FarNode) -> int:
-    """Bytes of the device: a granular one takes what is left of the node's headroom, so that it can grow."""
-    if request.style is MemoryStyle.DIMM:
-        return request.memory
-    return far.memory - vm.book.headroom_used(far.node)
-
-
 async def _lease(
     vm: Vm, journey: Journey, trans: Transaction, kind: ResourceKind, amount: int, committed: int
 ) -> Granted:
@@ -230,9 +225,9 @@ async def _lease(
 
 async def _attach_memory(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction) -> Loan:
     if journey.grow is not None:
-        return await _grow(vm, request, journey, trans, journey.grow)
-    far, granular = journey.far, request.style is MemoryStyle.GRANULAR
-    capacity = _capacity(vm, request, far)
+        return await granular.grow(vm, request, journey.session, journey.grow, trans)
+    far, in_grains = journey.far, request.style is MemoryStyle.GRANULAR
+    capacity = granular.capacity(vm, far) if in_grains else request.memory
     trans.say(f"lease {format_size(request.memory)} from {journey.lender}")
     granted = await _lease(vm, journey, trans, ResourceKind.MEMORY, capacity, request.memory)
     if granted.memory is None:
@@ -261,15 +256,14 @@ async def _attach_memory(vm: Vm, request: AttachRequest, journey: Journey, trans
         )
     trans.say(f"plug {format_size(request.memory)} into node {far.node}")
     started = time.monotonic()
-    if granular:
-        await _plug_granular(vm, request, loan, region, trans)
+    if in_grains:
+        await granular.plug(vm, request, loan, region, trans)
     else:
         async with trans.step("plug-dimm", device=loan.device, backend=loan.backend):
             await memory.plug_dimm(vm.qmp, region, far.node, loan.device, loan.backend, deadline=request.deadline)
     vm.metrics.plugged("memory", time.monotonic() - started)
     trans.say("online the memory")
-    if not granular:
-        await _online_dimm(vm, loan, trans)
+    await (granular.online(vm, loan, loan.size) if in_grains else _online_dimm(vm, loan, trans))
     return loan
 
 
@@ -283,43 +277,6 @@ async def _online_dimm(vm: Vm, loan: Loan, trans: Transaction) -> None:
             True,
             deadline=30.0,
             progress=lambda done, total, note: trans.progress(done / max(1, total), f"{done} of {total} blocks"),
-        )
-
-
-async def _plug_granular(vm: Vm, request: AttachRequest, loan: Loan, region: MemoryRegion, trans: Transaction) -> None:
-    far = vm.spec.far_node(loan.node)
-    async with trans.step("plug-virtio-mem", device=loan.device, backend=loan.backend):
-        await virtio_mem.plug(vm.qmp, region, far, loan.device, loan.backend, deadline=request.deadline)
-    async with trans.step("resize", device=loan.device, before=0):
-        await _resize(vm, loan.device, request.memory, request.deadline, trans)
-
-
-async def _grow(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction, loan: Loan) -> Loan:
-    total = loan.size + request.memory
-    trans.say(f"lease {format_size(request.memory)} more from {journey.lender}")
-    async with trans.step("commit", lender=journey.lender, lease=loan.id, epoch=loan.lease.epoch, before=loan.size):
-        lease = await journey.session.resize(loan.id, loan.lease.epoch, total)
-    trans.say(f"grow node {loan.node} to {format_size(total)}")
-    async with trans.step("resize", device=loan.device, before=loan.size):
-        await _resize(vm, loan.device, total, request.deadline, trans)
-    trans.say("online the memory")
-    grown = msgspec.structs.replace(loan, size=total, lease=lease)
-    vm.book.put(grown)
-    return grown
-
-
-async def _resize(vm: Vm, device: str, size: int, deadline: float, trans: Transaction) -> None:
-    reached = await virtio_mem.resize(
-        vm.qmp,
-        device,
-        size,
-        deadline=deadline,
-        progress=lambda now: trans.progress(min(1.0, now / size), format_size(now)),
-    )
-    if reached != size:
-        raise ExecutionError(
-            f"the guest took {format_size(reached)} of {format_size(size)}",
-            hint="the guest needs the virtio_mem driver and memory blocks to be onlined (vmcoal exec … dmesg)",
         )
 
 
@@ -369,20 +326,15 @@ async def _verify(vm: Vm, loans: list[Loan], notes: list[str]) -> bool:
     view = await vm.agent.topology(deadline=15.0)
     for loan in loans:
         if loan.is_memory:
-            online = sum(
-                view.block_size for block in view.blocks if block.node == loan.node and block.state == "online"
-            )
-            if online < loan.size:
+            there = [block for block in view.blocks if block.node == loan.node and block.state == "online"]
+            online = len(there) * view.block_size
+            wanted = sum(x.size for x in vm.book.on(loan.node, ResourceKind.MEMORY))
+            if online < wanted:
                 raise ExecutionError(
-                    f"the guest has {format_size(online)} of {format_size(loan.size)} online in node {loan.node}",
-                    hint="vmcoal logs console shows what its kernel says",
+                    f"the guest has {format_size(online)} of {format_size(wanted)} online in node {loan.node}",
+                    hint=f"vmcoal logs {vm.spec.name} console shows what its kernel says",
                 )
-            wrong = {
-                block.zone
-                for block in view.blocks
-                if block.node == loan.node and block.state == "online" and "Movable" not in block.zone
-            }
-            if wrong:
+            if any("Movable" not in block.zone for block in there):
                 notes.append("some of the memory is not in the movable zone and may refuse to leave")
         elif not any(x.online and (x.node, x.core) == (loan.node, loan.core) for x in view.cpus):
             raise ExecutionError(f"the guest does not have vCPU {loan.core} of node {loan.node} online")

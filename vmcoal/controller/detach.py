@@ -30,6 +30,9 @@ from vmcoal.policy.placement import pick_dimms
 
 log = logging.getLogger(__name__)
 
+_MARGIN = 2.0
+"""Seconds before the deadline at which a guest that still shrinks is stopped, to tell how far it came."""
+
 
 @dataclass(frozen=True)
 class Leaving:
@@ -207,7 +210,7 @@ async def _leave(
             if not item.loan.is_memory:
                 await _cpu_leaves(vm, item.loan, trans, notes)
             elif item.loan.style is MemoryStyle.GRANULAR:
-                await _granular_leaves(vm, item, trans, notes)
+                await _granular_leaves(vm, item, trans, notes, deadline)
             else:
                 await _dimm_leaves(vm, item, trans, deadline)
     except VmcoalError:
@@ -233,7 +236,7 @@ async def _tell(vm: Vm, loan: Loan) -> None:
 async def _cpu_leaves(vm: Vm, loan: Loan, trans: Transaction, notes: list[str]) -> None:
     trans.say(f"offline vCPU {loan.core} of node {loan.node}")
     if vm.agent is not None:
-        async with trans.step("offline-cpus", node=loan.node, cores=[loan.core]):
+        async with trans.step("offline-cpus", lease=loan.id, node=loan.node, cores=[loan.core]):
             await vm.agent.cpu_set(cpu_names(loan.node, [loan.core]), False, deadline=60.0)
     elif vm.spec.cpu_mode is not CpuMode.HOTPLUG:
         raise RefusedError(
@@ -261,7 +264,7 @@ async def _dimm_leaves(vm: Vm, item: Leaving, trans: Transaction, deadline: floa
                 left="it is attached as before",
                 hint="free memory in the guest or attach other memory first; its kernel would kill programs",
             )
-        async with trans.step("offline-memory", device=loan.device, start=dimm.addr, size=dimm.size):
+        async with trans.step("offline-memory", lease=loan.id, device=loan.device, start=dimm.addr, size=dimm.size):
             await vm.agent.memory_set(
                 span,
                 False,
@@ -273,16 +276,16 @@ async def _dimm_leaves(vm: Vm, item: Leaving, trans: Transaction, deadline: floa
         await memory.unplug_dimm(vm.qmp, loan.device, loan.backend, deadline=deadline)
 
 
-async def _granular_leaves(vm: Vm, item: Leaving, trans: Transaction, notes: list[str]) -> None:
+async def _granular_leaves(vm: Vm, item: Leaving, trans: Transaction, notes: list[str], deadline: float) -> None:
     loan = item.loan
     rest = loan.size - item.size
     trans.say(f"shrink node {loan.node} to {format_size(rest)}")
-    async with trans.step("resize", device=loan.device, before=loan.size):
+    async with trans.step("resize", lease=loan.id, device=loan.device, before=loan.size):
         reached = await virtio_mem.resize(
             vm.qmp,
             loan.device,
             rest,
-            deadline=30.0,
+            deadline=max(1.0, deadline - _MARGIN),
             progress=lambda now: trans.progress(
                 min(1.0, (loan.size - now) / max(1, item.size)), f"{format_size(now)} left"
             ),
@@ -292,7 +295,8 @@ async def _granular_leaves(vm: Vm, item: Leaving, trans: Transaction, notes: lis
                 f"the guest let go of {format_size(loan.size - reached)} of {format_size(item.size)}",
                 hint="free memory in the guest, then detach again",
             )
-    await _shrink_lease(vm, loan, rest)
+    async with trans.step("commit", lender=loan.lease.lender, lease=loan.id, epoch=loan.lease.epoch, before=loan.size):
+        await _shrink_lease(vm, loan, rest)
     current = msgspec.structs.replace(vm.book.get(loan.id) or loan, size=rest, state=AttachmentState.ATTACHED)
     if rest == 0:
         try:
@@ -307,9 +311,11 @@ async def _granular_leaves(vm: Vm, item: Leaving, trans: Transaction, notes: lis
 
 
 async def _shrink_lease(vm: Vm, loan: Loan, committed: int) -> None:
+    """Give a part of a lease back; what stays is in use again, its drain is over."""
     try:
         session = await vm.keeper.session(loan.lease.lender, deadline=5.0)
-        lease = await session.resize(loan.id, loan.lease.epoch, committed)
+        await session.resize(loan.id, loan.lease.epoch, committed)
+        lease = await session.report(loan.id, loan.lease.epoch, LeaseEvent.PLUGGED)
     except UnreachableError as error:
         log.warning("lease %s keeps its size: %s", loan.id, error)
         return

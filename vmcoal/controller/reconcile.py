@@ -11,14 +11,24 @@ import logging
 import msgspec
 
 from vmcoal.controller.detach import give_back
+from vmcoal.controller.loans import Loan
 from vmcoal.controller.transaction import undo_steps
 from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm
 from vmcoal.errors import VmcoalError
-from vmcoal.machine.describe import describe
+from vmcoal.machine import memory
+from vmcoal.machine.describe import PluggedState, describe
 from vmcoal.model.attachment import AttachmentState
+from vmcoal.model.machine import CpuMode
 
 log = logging.getLogger(__name__)
+
+
+def _left(vm: Vm, loan: Loan, plugged: PluggedState) -> bool:
+    """Whether QEMU no longer has what was leased. A vCPU that is parked instead of unplugged never leaves QEMU."""
+    if loan.is_memory:
+        return loan.device not in plugged.devices
+    return vm.spec.cpu_mode is CpuMode.HOTPLUG and (loan.node, loan.core) not in plugged.cpus
 
 
 async def reconcile(vm: Vm) -> list[str]:
@@ -28,10 +38,10 @@ async def reconcile(vm: Vm) -> list[str]:
     """
     told: list[str] = []
     plugged = await describe(vm.qmp, vm.spec)
+    gone = {loan.id for loan in vm.book if _left(vm, loan, plugged)}
     for operation in vm.journal.open_operations():
         if operation.kind == "detach":
             # A step whose device QEMU no longer has must not be taken back; the loop below finishes it.
-            gone = {loan.id for loan in vm.book if loan.is_memory and loan.device not in plugged.devices}
             operation.steps = [step for step in operation.steps if step.data.get("lease") not in gone]
         left = await undo_steps(vm.journal, undos(vm), operation.op, operation.steps)
         vm.journal.end(operation.op, "failed" if left else "undone")
@@ -39,8 +49,11 @@ async def reconcile(vm: Vm) -> list[str]:
             f"{operation.kind} was interrupted and " + (f"could not be undone: {'; '.join(left)}" if left else "undone")
         )
     for loan in vm.book:
-        if loan.is_memory and loan.device not in plugged.devices:
+        if loan.id in gone:
             try:
+                # Its device is gone, but the controller may have been killed before it deleted the backend.
+                if loan.is_memory:
+                    await memory.ensure_unplugged(vm.qmp, loan.device, loan.backend, deadline=10.0)
                 told += [f"lease {loan.id} had left the guest and was given back", *await give_back(vm, loan)]
             except VmcoalError as error:
                 told.append(f"lease {loan.id} could not be given back: {error}")

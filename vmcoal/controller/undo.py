@@ -6,6 +6,7 @@ idempotent and asks QEMU, the guest or the lender what is there before it takes 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -13,7 +14,7 @@ import msgspec
 
 from vmcoal.controller.transaction import Undo
 from vmcoal.controller.vm import Vm, cpu_names
-from vmcoal.errors import NotFoundError, RefusedError, UnreachableError
+from vmcoal.errors import NotFoundError, RefusedError, UnreachableError, VmcoalError
 from vmcoal.machine import cpu, memory, virtio_mem
 from vmcoal.model.attachment import AttachmentState
 from vmcoal.model.guest import MemorySpan
@@ -23,6 +24,7 @@ from vmcoal.model.machine import CpuMode
 log = logging.getLogger(__name__)
 
 _DEADLINE = 30.0
+_AGENT_DEADLINE = 5.0
 
 
 def undos(vm: Vm) -> dict[str, Undo]:
@@ -58,8 +60,10 @@ def undos(vm: Vm) -> dict[str, Undo]:
         await memory.ensure_unplugged(vm.qmp, data["device"], data["backend"], deadline=_DEADLINE)
 
     async def online_memory(data: dict[str, Any]) -> None:
+        # Only a help: the unplug that follows has the guest's kernel take it offline, whether or not an agent answers.
         if vm.agent is not None:
-            await vm.agent.memory_set(MemorySpan(data["start"], data["size"]), False, deadline=_DEADLINE)
+            with contextlib.suppress(VmcoalError):
+                await vm.agent.memory_set(MemorySpan(data["start"], data["size"]), False, deadline=_AGENT_DEADLINE)
 
     async def offline_memory(data: dict[str, Any]) -> None:
         if vm.agent is not None and await memory.has_device(vm.qmp, data["device"]):
@@ -69,12 +73,21 @@ def undos(vm: Vm) -> dict[str, Undo]:
         await virtio_mem.ensure_unplugged(vm.qmp, data["device"], data["backend"], deadline=_DEADLINE)
 
     async def resize(data: dict[str, Any]) -> None:
-        if await memory.has_device(vm.qmp, data["device"]):
-            await virtio_mem.resize(vm.qmp, data["device"], data["before"], deadline=_DEADLINE)
+        if not await memory.has_device(vm.qmp, data["device"]):
+            return
+        loan = next((loan for loan in vm.book if loan.device == data["device"]), None)
+        # A lender that could not commit the bytes again lends no more than it says.
+        size = data["before"] if loan is None else min(data["before"], loan.lease.committed)
+        await virtio_mem.resize(vm.qmp, data["device"], size, deadline=_DEADLINE)
+        if loan is not None:
+            vm.book.put(msgspec.structs.replace(loan, size=size))
 
     async def commit(data: dict[str, Any]) -> None:
         session = await vm.keeper.session(data["lender"])
-        await session.resize(data["lease"], data["epoch"], data["before"])
+        lease = await session.resize(data["lease"], data["epoch"], data["before"])
+        loan = vm.book.get(data["lease"])
+        if loan is not None:
+            vm.book.put(msgspec.structs.replace(loan, lease=lease))
 
     async def plug_cpu(data: dict[str, Any]) -> None:
         # Under TCG device_del of a vCPU kills QEMU: there it stays, parked, for the next attach.
@@ -83,7 +96,7 @@ def undos(vm: Vm) -> dict[str, Undo]:
 
     async def online_cpus(data: dict[str, Any]) -> None:
         if vm.agent is not None:
-            await vm.agent.cpu_set(cpu_names(data["node"], data["cores"]), False, deadline=_DEADLINE)
+            await vm.agent.cpu_set(cpu_names(data["node"], data["cores"]), False, deadline=_AGENT_DEADLINE)
 
     async def offline_cpus(data: dict[str, Any]) -> None:
         if vm.agent is not None:

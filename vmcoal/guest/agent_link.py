@@ -24,6 +24,8 @@ MAX_FRAME = 256 * 1024
 MAX_EVENTS = 65536
 _READ = 64 * 1024
 _UNSENT_MAX = 1 << 20
+_EMPTY = 16  # handling a line costs time, however short it is
+_USELESS = 256
 _INSTALL = "install the agent in the guest (guest-agent/README.md), or boot an image that has it"
 
 Event = dict[str, Any]
@@ -39,7 +41,7 @@ def guest_words(text: object, limit: int = 300) -> str:
 class FrameReader:
     """Cuts a byte stream into lines of at most ``limit`` bytes; longer ones are dropped up to their newline.
 
-    ``dropped`` counts the bytes of dropped lines so far.
+    ``dropped`` counts the bytes of dropped lines so far, an empty one as `_EMPTY`.
     """
 
     def __init__(self, limit: int = MAX_FRAME) -> None:
@@ -56,6 +58,8 @@ class FrameReader:
                 line = bytes(self._buffer).strip()
                 if line:
                     yield line
+                else:
+                    self.dropped += _EMPTY
             self._buffer.clear()
             self._dropping = False
         self._take(rest)
@@ -233,7 +237,7 @@ class Link:
         try:
             while data := await self._reader.read(_READ):
                 for line in frames.feed(data):
-                    if not self._take(line) and not self._budget.spend(len(line)):
+                    if not self._take(line) and not self._budget.spend(max(len(line), _USELESS)):
                         raise UnreachableError(
                             "the guest floods the agent channel", hint="restart the agent in the guest"
                         )
@@ -264,7 +268,7 @@ class Link:
                 return True
             return False
         rid = frame.get("id")
-        pending = self._pending.get(rid) if isinstance(rid, int) and self._hello.done() else None
+        pending = self._pending.get(rid) if type(rid) is int and self._hello.done() else None
         if pending is None or pending.future.done():
             return False
         if "event" in frame:

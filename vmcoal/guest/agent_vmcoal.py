@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -158,11 +159,8 @@ class VmcoalAgent:
 
     async def poweroff(self, *, force: bool = False, deadline: float = 10.0) -> None:
         """See `Agent.poweroff`."""
-        try:
+        with contextlib.suppress(UnreachableError):  # it may be ended before it can answer
             await self._call("poweroff", {"force": force}, deadline)
-        except UnreachableError:
-            if not force:
-                raise
 
     async def ping(self, *, deadline: float = 5.0) -> float:
         """See `Agent.ping`."""

@@ -12,6 +12,7 @@ import io
 import os
 import platform
 import shlex
+import shutil
 import struct
 import subprocess
 import tarfile
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from vmcoal.errors import DeadlineError, ExecutionError, PrerequisiteError
-from vmcoal.guest.packages import Progress, run_tool
+from vmcoal.guest.packages import Progress, run_tool, search_path
 
 BUILDER = 1
 """Raised whenever the same packages would now give another disk."""
@@ -49,6 +50,15 @@ SMALLEST = 1 << 30
 """Bytes of the smallest disk that takes the packages."""
 
 _INSTALL_DEADLINE = 1800.0
+
+_TOOLS = {
+    "mmdebstrap": "mmdebstrap",
+    "sfdisk": "fdisk",
+    "mkfs.ext4": "e2fsprogs",
+    "mformat": "mtools",
+    "qemu-img": "qemu-utils",
+}
+_TOOLS_WITHOUT_ROOT = {"fakeroot": "fakeroot", "newuidmap": "uidmap", "tar": "tar"}
 
 # GRUB's include/grub/i386/pc/boot.h and offsets.h
 _BOOT_CODE_END = 440
@@ -115,6 +125,17 @@ def host_suite() -> str:
         if facts.get("ID") == "debian" and facts.get("VERSION_CODENAME"):
             return facts["VERSION_CODENAME"]
     return "bookworm"
+
+
+def check_tools() -> None:
+    """Raise `PrerequisiteError` naming every program that a build needs and that is not installed."""
+    tools = _TOOLS | ({} if os.geteuid() == 0 else _TOOLS_WITHOUT_ROOT)
+    missing = [tool for tool in tools if shutil.which(tool, path=search_path()) is None]
+    if missing:
+        raise PrerequisiteError(
+            f"building a Debian disk needs {', '.join(missing)}",
+            hint=f"apt install {' '.join(tools[tool] for tool in missing)}",
+        )
 
 
 def build(out: Path, work: Path, *, suite: str, lines: Sequence[str], size: int, progress: Progress) -> tuple[str, str]:
@@ -220,7 +241,7 @@ def _install(work: Path, target: Path, suite: str, lines: Sequence[str], root_uu
         f"--customize-hook={_finish(root_uuid)}",
         suite, str(target), *lines,
     ]  # fmt: skip
-    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+    environment = {**os.environ, "PATH": search_path(), "LC_ALL": "C.UTF-8"}
     if target.suffix != ".tar":
         environment["TMPDIR"] = str(work)
     try:

@@ -51,14 +51,14 @@ _LOADER = "ld-linux-x86-64.so.2"
 
 # In the closure only for the sake of maintainer scripts, which never run here.
 _NOT_NEEDED = (
-    "adduser", "bsdutils", "coreutils", "cpio", "dash", "debconf", "debianutils", "diffutils", "dpkg", "dracut*",
-    "findutils", "gcc-*-base", "grep", "gzip", "hostname", "init-system-helpers", "initramfs-tools*", "klibc-utils",
-    "kmod", "libaudit*", "libcbor*", "libcom-err2", "libdb5*", "libdebconfclient0", "libedit2", "libfido2*",
-    "libfile-*", "libgdbm*", "libgssapi*", "libk5crypto*", "libkeyutils*", "libklibc", "libkrb5*", "libnsl2",
-    "libnumber-*", "libpam*", "libperl*", "libsemanage*", "libsepol*", "libsqlite3*", "libtext-*", "libtirpc*",
-    "linux-base", "linux-image-cloud-*", "login*", "logsave", "mawk", "media-types", "mount", "openssh-client",
-    "openssl-provider-legacy", "passwd", "perl*", "sed", "sqv", "sysvinit-utils", "tar", "tzdata", "udev",
-    "usr-is-merged", "usrmerge", "zstd",
+    "adduser", "base-passwd", "bsdutils", "coreutils", "cpio", "dash", "debconf", "debianutils", "diffutils", "dpkg",
+    "dracut*", "findutils", "gcc-*-base", "grep", "gzip", "hostname", "init-system-helpers", "initramfs-tools*",
+    "klibc-utils", "kmod", "libaudit*", "libcbor*", "libcom-err2", "libdb5*", "libdebconfclient0", "libedit2",
+    "libfido2*", "libfile-*", "libgdbm*", "libgssapi*", "libk5crypto*", "libkeyutils*", "libklibc", "libkrb5*",
+    "libnsl2", "libnumber-*", "libpam*", "libperl*", "libsemanage*", "libsepol*", "libsqlite3*", "libsystemd-shared",
+    "libtext-*", "libtirpc*", "linux-base", "linux-image-cloud-*", "login*", "logsave", "mawk", "media-types",
+    "mount", "netbase", "openssh-client", "openssl-provider-legacy", "passwd", "perl*", "sed", "sqv", "systemd",
+    "sysvinit-utils", "tar", "tzdata", "udev", "usr-is-merged", "usrmerge", "zstd",
 )  # fmt: skip
 
 _PROGRAMS = {
@@ -196,7 +196,7 @@ def _lay_out(root: Path) -> None:
     (root / "usr/lib64" / _LOADER).symlink_to(f"../lib/x86_64-linux-gnu/{_LOADER}")
 
 
-def _inside(name: str) -> PurePosixPath | None:
+def inside(name: str) -> PurePosixPath | None:
     """Return a package member's place under a merged /usr, or ``None`` for one that must not be unpacked."""
     path = PurePosixPath("/", name)
     if ".." in path.parts:
@@ -209,7 +209,7 @@ def _inside(name: str) -> PurePosixPath | None:
 
 def _take_files(package: str, deb: Path, root: Path, pool: Path) -> None:
     for info, reader in members(deb):
-        path = _inside(info.name)
+        path = inside(info.name)
         if path is None or info.isdir():
             continue
         target = pool / path.name if _is_library(path) else root / path
@@ -227,7 +227,7 @@ def _take_files(package: str, deb: Path, root: Path, pool: Path) -> None:
             target.write_bytes(reader.read())
             target.chmod(0o755 if info.mode & 0o111 else 0o644)
         elif info.islnk():
-            source = _inside(info.linkname)
+            source = inside(info.linkname)
             if source is not None and (root / source).is_file():
                 target.write_bytes((root / source).read_bytes())
                 target.chmod((root / source).stat().st_mode & 0o777)
@@ -264,7 +264,7 @@ def _take_kernel(deb: Path, root: Path, out: Path) -> str:
     release = ""
     raw: dict[str, tuple[PurePosixPath, bytes]] = {}
     for info, reader in members(deb):
-        path = _inside(info.name)
+        path = inside(info.name)
         if path is None or reader is None:
             continue
         if path.parts[0] == "boot" and path.name.startswith("vmlinuz-"):
@@ -357,7 +357,7 @@ def _compile_python(root: Path) -> None:
 
     run(["-c", _PYTHON_CHECK], "to check the image's Python")
     run(
-        ["-m", "compileall", "-q", "-b", "-j", "0", "-s", str(root), "-p", "/", "--invalidation-mode", "unchecked-hash",
+        ["-m", "compileall", "-q", "-b", "-s", str(root), "-p", "/", "--invalidation-mode", "unchecked-hash",
          str(library), str(root / "usr/lib/vmcoal")],
         "to compile Python's library",
     )  # fmt: skip

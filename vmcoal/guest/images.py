@@ -33,6 +33,7 @@ FW_CFG_KEYS = "opt/org.vmcoal/authorized_keys"
 """The fw_cfg file whose ssh public keys the default image lets in."""
 
 _DEFAULT_SPACE = 400 << 20
+_DEFAULT_KEPT = 4
 _DEBIAN_SPACE = 2 << 30
 _BUILD_DEADLINE = 1800.0
 
@@ -107,7 +108,7 @@ def build_default(progress: Progress = quiet, *, cache: Path | None = None, refr
         tree = work / "image"
         tree.mkdir()
         release, system = default_image.build(files, tree, agent_source(), guest_files() / "init", progress=progress)
-        return store.publish(
+        image = store.publish(
             Image(
                 kind="default",
                 digest=digest,
@@ -120,6 +121,9 @@ def build_default(progress: Progress = quiet, *, cache: Path | None = None, refr
             ),
             tree,
         )
+        # Every new agent makes a new image, and an old one is made again in seconds.
+        store.trim("default", keep=_DEFAULT_KEPT)
+        return image
 
 
 def build_debian(
@@ -144,6 +148,7 @@ def build_debian(
     recipe = digest_of([*debian_disk.recipe_parts(), suite, str(size)])
     if not refresh and (image := store.find("debian", recipe=recipe)) is not None:
         return image
+    debian_disk.check_tools()
     with store.building("debian", deadline=_BUILD_DEADLINE, progress=progress, space=_DEBIAN_SPACE) as work:
         if not refresh and (image := store.find("debian", recipe=recipe)) is not None:
             return image

@@ -43,6 +43,11 @@ class Package:
     digest: str
 
 
+def search_path() -> str:
+    """Return PATH with the folders of system programs, which Debian leaves out for ordinary users."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+
+
 def quiet(text: str, fraction: float | None) -> None:
     """Progress that nobody watches."""
 
@@ -70,7 +75,7 @@ def run_tool(
             input=text_input if text_input is not None else b"",
             capture_output=True,
             timeout=deadline,
-            env={**os.environ, "LC_ALL": "C.UTF-8", **(env or {})},
+            env={**os.environ, "PATH": search_path(), "LC_ALL": "C.UTF-8", **(env or {})},
             check=False,
         )
     except FileNotFoundError as error:

@@ -64,9 +64,10 @@ def _boothook() -> str:
         ]
     unit = Path(UNIT_PLACE).name
     lines += [
-        '[ -z "$changed" ] || systemctl daemon-reload',
-        f"systemctl enable {unit}",
-        f'if [ -n "$changed" ]; then systemctl restart --no-block {unit}; else systemctl start --no-block {unit}; fi',
+        '[ -n "$changed" ] || exit 0',
+        f"systemctl --no-reload enable {unit}",
+        "systemctl daemon-reload",
+        f"systemctl restart --no-block {unit}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -165,6 +165,12 @@ class Store:
                     names.append(spec.parent.name)
         return names
 
+    def trim(self, kind: str, *, keep: int) -> None:
+        """Remove images of ``kind`` beyond the newest ``keep``, but none that a VM's spec names."""
+        for image in [image for image in self.all() if image.kind == kind][keep:]:
+            if not self.in_use(image):
+                self._remove(image)
+
     def prune(self, *, everything: bool = False, kind: str | None = None) -> tuple[list[Image], dict[str, list[str]]]:
         """Remove images that are not the newest of their kind (all, if ``everything``), and the fetched packages.
 
@@ -184,17 +190,25 @@ class Store:
             if users := self.in_use(image):
                 kept[Path(image.folder).name] = users
                 continue
-            try:
-                # Renamed first, so that nobody can find it half removed.
-                gone = self.images / f".build-{image.kind}-{image.digest}.gone"
-                Path(image.folder).rename(gone)
-                shutil.rmtree(gone)
-            except OSError as error:
-                raise ExecutionError(f"{image.folder} cannot be removed: {error.strerror}") from error
+            self._remove(image)
             removed.append(image)
         if kind is None:
             shutil.rmtree(self.packages, ignore_errors=True)
         return removed, kept
+
+    def _remove(self, image: Image) -> None:
+        try:
+            # Renamed first, so that nobody can find it half removed.
+            gone = self.images / f".build-{image.kind}-{image.digest}.gone"
+            shutil.rmtree(gone, ignore_errors=True)
+            Path(image.folder).rename(gone)
+            shutil.rmtree(gone)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ExecutionError(
+                f"{image.folder} cannot be removed: {error.strerror}", hint="check its owner and mode"
+            ) from error
 
 
 def _wait_for_lock(lock: int, deadline: float, progress: Progress) -> None:

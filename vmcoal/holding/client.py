@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from builtins import list as List  # noqa: N812
+from builtins import list as List  # noqa: N812 - within `Holder`, list is a method
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,15 +105,7 @@ class Holder:
         is cancelled or late leaves no holder behind.
         """
         binary = find_binary("vmcoal-holder")
-        arguments: List[str | Path] = [
-            "--socket",
-            folders.holder_socket,
-            "--exits",
-            folders.exits,
-            "--name",
-            name,
-            "--detach",
-        ]
+        arguments = ("--detach", "--socket", folders.holder_socket, "--exits", folders.exits, "--name", name)
         task = asyncio.ensure_future(launch(binary, arguments))
         try:
             async with asyncio.timeout(deadline):

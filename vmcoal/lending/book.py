@@ -230,11 +230,6 @@ class LeaseBook:
             raise ConflictError(f"lease {lease} is {entry.lease.state}", host=self.lender)
         return self._move(now, msgspec.structs.replace(entry, port=port, heard=now), E.GRANT)
 
-    def moved(self, lease: str, *, port: int) -> Entry:
-        """The server of a live lease was started again and listens on ``port``."""
-        entry = msgspec.structs.replace(self.entry(lease), port=port)
-        return self._put(entry, None)
-
     def failed(self, now: float, lease: str, reason: str) -> Entry:
         """The lease's server cannot be kept alive."""
         entry = self.entry(lease)

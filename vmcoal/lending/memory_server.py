@@ -14,7 +14,7 @@ import os
 import socket
 from pathlib import Path
 
-from vmcoal.backends import nbd
+from vmcoal.backends import nbd, strays
 from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, PrerequisiteError, RefusedError
 from vmcoal.holding.children import ChildSpec, Restart
 from vmcoal.holding.client import Holder
@@ -25,8 +25,9 @@ from vmcoal.lending.book import Entry
 from vmcoal.model.lease import MemoryServer
 from vmcoal.model.units import format_size
 
-THREADS = 8
-"""Requests that one connection may have under way; the borrower's proxy has several connections."""
+THREADS = 1
+"""Requests of one connection that nbdkit works on at once: the borrower's proxy has several connections, and one
+request under way on each, so more would only pass it from thread to thread."""
 
 _CHUNK = 256 << 20
 _RESTARTS = 100
@@ -37,8 +38,8 @@ _GRACE = 1.0
 class MemoryServers:
     """Starts, finds and ends the servers of one lender.
 
-    ``host`` is the address they listen on (``None``: all); ``ports`` the data ports to choose from (empty: any);
-    ``cgroups`` the folder of their groups, or ``None``.
+    ``holder`` may be replaced when it was lost; ``host`` is the address they listen on (``None``: all); ``ports`` the
+    data ports to choose from (empty: any); ``cgroups`` the folder of their groups, or ``None``.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class MemoryServers:
         ports: range = range(0),
         cgroups: Path | None = None,
     ) -> None:
-        self._holder = holder
+        self.holder = holder
         self._folders = folders
         self._host = host
         self._ports = ports
@@ -81,7 +82,7 @@ class MemoryServers:
         if psk is None or not self.file(entry).exists():
             raise NotFoundError(f"the bytes of lease {lease} are gone")
         if not await self.runs(lease):
-            await self._end_child(lease)
+            await self._end_child(entry)
             await self._serve(entry, entry.port)
         return self._describe(entry, entry.port, psk)
 
@@ -92,12 +93,12 @@ class MemoryServers:
 
     async def runs(self, lease: str) -> bool:
         """Return whether the holder keeps the server of ``lease`` alive."""
-        return any(child.id == _child(lease) and child.live for child in await self._holder.list())
+        return any(child.id == _child(lease) and child.live for child in await self.holder.list())
 
     async def stop(self, entry: Entry) -> None:
         """End a lease's server and give its bytes back. Idempotent; raises `DeadlineError` if it does not end."""
         lease = entry.lease.id
-        await self._end_child(lease)
+        await self._end_child(entry)
         nbd.remove_file(self.file(entry))
         nbd.remove_file(self._psk_file(lease))
         for log in (self._log(lease), self._log(lease).with_suffix(".log.1")):
@@ -113,10 +114,11 @@ class MemoryServers:
         """
         leases = {entry.lease.id for entry in entries}
         found = []
-        for child in await self._holder.list():
+        for child in await self.holder.list():
             lease = child.id.removeprefix(_PREFIX)
             if child.id.startswith(_PREFIX) and lease not in leases:
-                await self._end_child(lease)
+                await self.holder.stop(child.id, _GRACE)
+                await self.holder.forget(child.id)
                 nbd.remove_file(self._psk_file(lease))
                 found.append(child.id)
         return found
@@ -127,10 +129,7 @@ class MemoryServers:
 
     def resident(self, entry: Entry) -> int:
         """Return the bytes of a lease that are really in memory; 0 if there are none."""
-        try:
-            return self.file(entry).stat().st_blocks * 512
-        except FileNotFoundError:
-            return 0
+        return resident(self._folders, entry)
 
     # Steps
 
@@ -178,14 +177,14 @@ class MemoryServers:
                 cgroup=group or None,
             )
             ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            unwatch = await self._holder.watch(
+            unwatch = await self.holder.watch(
                 lambda event: ended.set_result(None) if event.id == spec.id and not ended.done() else None
             )
             try:
-                await self._holder.spawn(spec)
+                await self.holder.spawn(spec)
                 await self._greeted(lease, listener, ended)
             except BaseException:
-                await asyncio.shield(self._end_child(lease))
+                await asyncio.shield(self._end_child(entry))
                 raise
             finally:
                 unwatch()
@@ -226,10 +225,14 @@ class MemoryServers:
             hint="see what nbdkit said",
         )
 
-    async def _end_child(self, lease: str) -> None:
-        with contextlib.suppress(NotFoundError):
-            await self._holder.stop(_child(lease), _GRACE)
-            await self._holder.forget(_child(lease))
+    async def _end_child(self, entry: Entry) -> None:
+        """End a lease's server, also one that outlived its holder. The export's name is unique."""
+        child = _child(entry.lease.id)
+        try:
+            await self.holder.stop(child, _GRACE)
+            await self.holder.forget(child)
+        except NotFoundError:
+            await strays.end(f"exportname={self._export(entry)}", deadline=_START)
 
     # Small things
 
@@ -259,6 +262,14 @@ class MemoryServers:
 
 
 _PREFIX = "serve-"
+
+
+def resident(folders: LenderFolders, entry: Entry) -> int:
+    """Return the bytes of a lease that are really in memory; 0 if there are none."""
+    try:
+        return folders.memory(entry.lease.id, entry.generation).stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def _child(lease: str) -> str:

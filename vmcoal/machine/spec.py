@@ -24,7 +24,9 @@ MEMORY = 1 * GIB
 FAR_NODES = 4
 FAR_CPUS = 4
 FAR_MEMORY = 8 * GIB
-PORTS = 2
+PORTS = {Accel.KVM: 2, Accel.TCG: 1}
+"""PCI root ports of each far node: each costs a TCG guest a quarter of a second of its boot."""
+
 DIMM_SLOTS = 32
 
 BLOCK = 128 * MIB
@@ -34,11 +36,13 @@ MAX_FAR_NODES = 15
 """Expanders need a slot on pcie.0 and a share of its 256 bus numbers; 15 keep 16 buses and slots 0x10 to 0x1e each."""
 
 MAX_DISKS = 6
+MAX_PORTS = 8
 OLDEST_QEMU = (7, 2)
 
 _MAX_BUSES = 256
 _WIDEST_SPACING = 32
 _MAX_APIC_ID = 254  # 255 is the broadcast; more needs x2APIC, which TCG lacks before QEMU 9.0 and guests may not take
+_PHYSICAL_MODE = 9
 _MAX_SLOTS = 256  # ACPI_MAX_RAM_SLOTS
 _TCG_PHYS_BITS = 40
 _PORT_WINDOW = 512 * MIB + 64 * MIB
@@ -62,8 +66,16 @@ def cores_per_socket(spec: MachineSpec) -> int:
 
     QEMU knows one number for all sockets. Where the near node and the far nodes have different counts, the surplus
     slots stay empty: nothing is ever plugged into them.
+
+    Under TCG a machine with far nodes has more than eight slots. With eight or fewer, Linux before 6.12 addresses CPUs
+    by a bit mask, and QEMU's own local APIC stops looking for the addressed ones at the first absent CPU: interrupts
+    between CPUs get lost, and the guest hangs in a moment.
     """
-    return max([spec.cpus, *(far.cpus for far in spec.far_nodes)])
+    cores = max([spec.cpus, *(far.cpus for far in spec.far_nodes)])
+    if spec.accel is Accel.TCG and spec.far_nodes:
+        sockets = len(spec.far_nodes) + 1
+        cores = max(cores, -(-_PHYSICAL_MODE // sockets))
+    return cores
 
 
 def choose_cpu_mode(accel: Accel, release: str | None) -> CpuMode:
@@ -109,6 +121,7 @@ def make_spec(
     far_memory: int = FAR_MEMORY,
     distances: Sequence[int] | None = None,
     dimm_slots: int = DIMM_SLOTS,
+    ports: int | None = None,
     disks: Sequence[Disk] = (),
     net: Net | None = None,
     display: str = "none",
@@ -117,10 +130,11 @@ def make_spec(
 ) -> MachineSpec:
     """Return the spec of a new machine.
 
-    ``memory`` and ``far_memory`` (headroom of each far node) in bytes; ``far_cpus`` vCPU slots of each far node;
-    ``distances`` of the far nodes, nearest first, by default the tiers of `vmcoal.policy.distance`; ``cpu_model`` by
-    default ``host`` under KVM and ``max`` under TCG; ``identity`` a UUID, by default a new one. File names become
-    absolute, a kernel's release is read from it where not given, and UEFI firmware is looked up.
+    ``memory`` and ``far_memory`` (headroom of each far node) in bytes; ``far_cpus`` vCPU slots and ``ports`` PCI root
+    ports (by default `PORTS`) of each far node; ``distances`` of the far nodes, nearest first, by default the tiers of
+    `vmcoal.policy.distance`; ``cpu_model`` by default ``host`` under KVM and ``max`` under TCG; ``identity`` a UUID, by
+    default a new one. File names become absolute, a kernel's release is read from it where not given, and UEFI firmware
+    is looked up.
 
     Raises `UsageError` for what no host could do, `NotFoundError` for a missing file, `PrerequisiteError` for a QEMU
     that is too old and for missing firmware.
@@ -128,6 +142,8 @@ def make_spec(
     check_name(name)
     _check_version(qemu, qemu_version)
     _check_amounts(cpus, memory, far_nodes, far_cpus, far_memory, dimm_slots)
+    if ports is not None and not 1 <= ports <= MAX_PORTS:
+        raise UsageError(f"a far node can have 1 to {MAX_PORTS} PCI ports, not {ports}", hint="leave it to the default")
     tiers = default_tiers(far_nodes) if distances is None else tuple(distances)
     _check_distances(tiers, far_nodes)
     net = net or Net()
@@ -147,7 +163,7 @@ def make_spec(
         cpus=cpus,
         memory=memory,
         far_nodes=tuple(
-            FarNode(index, far_cpus, far_memory, tiers[index - 1], spacing * index, PORTS)
+            FarNode(index, far_cpus, far_memory, tiers[index - 1], spacing * index, ports or PORTS[accel])
             for index in range(1, far_nodes + 1)
         ),
         dimm_slots=dimm_slots,

@@ -1,0 +1,26 @@
+"""What is kept of a test that failed: its logs, journals and specs, under .out/failures."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+_OUT = Path(__file__).parents[2] / ".out" / "failures"
+_SUFFIXES = (".log", ".1", ".json", ".sqlite", ".sqlite-wal", ".txt")
+
+failed: set[str] = set()
+"""Ids of the tests that failed so far."""
+
+
+def keep(name: str, home: Path) -> Path:
+    """Copy the evidence of test (or module) ``name`` from its state folder below ``home``; return where it is."""
+    kept = _OUT / "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:100]
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    for path in sorted((home / "s").rglob("*")):
+        small = path.is_file() and not path.is_symlink() and path.stat().st_size < 8 << 20
+        if small and path.suffix in _SUFFIXES:
+            target = kept / path.relative_to(home / "s")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    return kept

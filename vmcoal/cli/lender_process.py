@@ -1,0 +1,110 @@
+"""The process of a lender of this host: starting it, and calling it."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from vmcoal import layout
+from vmcoal.controller.api import Progress
+from vmcoal.controller.client import NotListeningError, call, connect
+from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, PrerequisiteError, UsageError, VmcoalError
+
+T = TypeVar("T")
+
+TALK = 15.0
+_START = 20.0
+
+
+def preflight() -> None:
+    """Check what lending cannot do without; raises `PrerequisiteError` with the first remedy."""
+    from vmcoal.host.checks import CHECKS, Duty, Level, run_checks
+    from vmcoal.host.facts import Host
+
+    wrong = [finding for finding in run_checks(CHECKS, Host(), frozenset({Duty.LEND})) if finding.level is Level.FAIL]
+    if wrong:
+        raise PrerequisiteError(
+            f"this host cannot lend: {wrong[0].description}: {wrong[0].found}",
+            hint=f"{wrong[0].remedy}; all of it: vmcoal doctor --for lend",
+        )
+
+
+def refuse_running(folders: layout.LenderFolders, name: str) -> None:
+    """Raise `ConflictError` if the lender runs."""
+    try:
+        connect(folders.control_socket, f"lender {name}").close()
+    except NotListeningError:
+        return
+    raise ConflictError(f"lender {name} runs already", hint="vmcoal lend status, or another --name")
+
+
+def start_lender(argv: list[str], folders: layout.LenderFolders, name: str) -> None:
+    """Start the lender detached and wait until it answers; raises `ExecutionError` with its last words."""
+    ready, theirs = os.pipe()
+    with os.fdopen(ready, "rb", buffering=0) as pipe, folders.log.open("ab") as log:
+        began = log.tell()
+        try:
+            child = subprocess.Popen(
+                [*argv, "--ready-fd", str(theirs)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(theirs,),
+                start_new_session=True,
+                cwd="/",
+            )
+        finally:
+            os.close(theirs)
+        if not select.select([pipe], [], [], _START)[0]:
+            child.kill()
+            child.wait()
+            raise DeadlineError(f"lender {name} did not start within {_START:g} s", hint=f"see {folders.log}")
+        if not pipe.read(1):
+            code = child.wait()
+            with folders.log.open("rb") as said:
+                said.seek(began)
+                raise start_error(name, code, said.read(1 << 16).decode(errors="replace"), folders.log)
+        child.returncode = 0  # it is on its own now; its end is not this command's to wait for
+
+
+def start_error(name: str, code: int, said: str, log: Path) -> VmcoalError:
+    """Return the error that a lender ended with at its start, from its exit code and what it wrote."""
+    message = re.search(r"^vmcoal: error: (.+)$", said, re.MULTILINE)
+    hint = re.search(r"^  hint: (.+)$", said, re.MULTILINE)
+    for kind in (UsageError, PrerequisiteError, ConflictError):
+        if message and kind.exit_code == code:
+            return kind(message[1], hint=hint[1] if hint else None)
+    return ExecutionError(
+        f"lender {name} ended at its start with exit code {code}", hint=f"all of it is in {log}", stderr=said
+    )
+
+
+def lender_call(
+    name: str,
+    method: str,
+    params: msgspec.Struct | None = None,
+    *,
+    result: type[T],
+    on_progress: Callable[[Progress], None] | None = None,
+    deadline: float | None = TALK,
+) -> T:
+    """Call the lender ``name`` of this host; raises `PrerequisiteError` if it does not run."""
+    try:
+        return call(
+            layout.lender_folders(name).control_socket,
+            method,
+            params,
+            result=result,
+            peer=f"lender {name}",
+            on_progress=on_progress,
+            deadline=deadline,
+        )
+    except NotListeningError as error:
+        raise PrerequisiteError(f"lender {name} does not run", hint=f"vmcoal lend --name {name}") from error

@@ -1,0 +1,117 @@
+"""``python -m vmcoal.lending NAME``: the lender process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import sys
+
+from vmcoal.errors import ConflictError, PrerequisiteError, UsageError, VmcoalError
+from vmcoal.fabric.identity import DEFAULT_PORT
+from vmcoal.layout import LenderFolders, lender_folders
+from vmcoal.lending.book import Capacity
+from vmcoal.model.units import parse_size
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one lender until it is stopped; returns the exit code."""
+    options = _parser().parse_args(argv)
+    level = logging.DEBUG if os.environ.get("VMCOAL_DEBUG") else logging.INFO
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("asyncssh").setLevel(logging.WARNING)
+    try:
+        folders = lender_folders(options.name)
+        folders.make()
+        lock = _lock(folders)
+        try:
+            asyncio.run(_run(options, folders))
+        finally:
+            os.close(lock)
+    except VmcoalError as error:
+        hint = f"\n  hint: {error.hint}" if error.hint else ""
+        print(f"vmcoal: error: {error}{hint}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
+
+
+async def _run(options: argparse.Namespace, folders: LenderFolders) -> None:
+    from vmcoal.backends.nbd import REMEDY, missing_server
+    from vmcoal.lending.daemon import Lender, Settings
+
+    capacity = None
+    if options.cpus is not None or options.memory is not None:
+        capacity = Capacity(options.cpus or 0, parse_size(options.memory) if options.memory not in (None, "0") else 0)
+    if capacity is None or capacity.memory:
+        missing = await asyncio.to_thread(missing_server)
+        if missing:
+            raise PrerequisiteError(f"this host cannot lend memory: {missing}", hint=REMEDY)
+    settings = Settings(
+        capacity=capacity,
+        listen=parse_listen(options.listen) if options.listen else None,
+        data_ports=parse_ports(options.data_ports) if options.data_ports else None,
+        metrics=options.metrics,
+    )
+
+    def ready() -> None:
+        if options.ready_fd is not None:
+            os.write(options.ready_fd, b"1")
+            os.close(options.ready_fd)
+
+    await Lender(folders, settings).run(ready)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vmcoal.lending", description="run one lender in the foreground")
+    parser.add_argument("name")
+    parser.add_argument("--cpus", type=int, help="vCPUs to lend at most")
+    parser.add_argument("--memory", help="memory to lend at most, e.g. 2G; without --cpus and --memory as last time")
+    parser.add_argument(
+        "--listen", help=f"HOST, HOST:PORT or [IPV6]:PORT (default: every address, port {DEFAULT_PORT})"
+    )
+    parser.add_argument("--data-ports", help="FIRST-LAST: TCP ports of lent memory, for firewalls (default: any)")
+    parser.add_argument("--metrics", help="serve Prometheus metrics on HOST:PORT")
+    parser.add_argument("--ready-fd", type=int, help="descriptor that gets one byte when commands are answered")
+    return parser
+
+
+def _lock(folders: LenderFolders) -> int:
+    """Return the descriptor that holds the lock of this lender's name; raises `ConflictError`."""
+    lock = os.open(folders.state / "lender.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ConflictError(
+            f"lender {folders.state.name} runs already", hint="vmcoal lend status, or another name"
+        ) from None
+    return lock
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Return host (``""``: every address) and port of HOST, HOST:PORT, [IPV6]:PORT or ``*``; raises `UsageError`."""
+    host, port = text, str(DEFAULT_PORT)
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            host, rest = "", ":-"
+        port = rest[1:] if rest else port
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 65536) or any(c.isspace() for c in host):
+        raise UsageError(f"{text!r} is not an address to listen on", hint="write it as 192.0.2.7:6180 or [::1]:6180")
+    return "" if host == "*" else host, int(port)
+
+
+def parse_ports(text: str) -> tuple[int, int]:
+    """Return first and last port of FIRST-LAST; raises `UsageError`."""
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdigit() and last.isdigit() and 0 < int(first) <= int(last) < 65536):
+        raise UsageError(f"{text!r} is not a range of ports", hint="write it as 6181-6199")
+    return int(first), int(last)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
