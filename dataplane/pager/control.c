@@ -204,7 +204,6 @@ static void describe(struct reply *reply, const struct region *region)
 static bool do_stats(struct call *call)
 {
 	struct engine *engine = call->engine;
-	uint32_t states[PAGE_STATES] = {0};
 
 	pthread_mutex_lock(&engine->lock);
 	for (unsigned i = 0; i < COUNTERS; i++)
@@ -216,11 +215,9 @@ static bool do_stats(struct call *call)
 	for (unsigned i = 0; i < HISTOGRAM; i++)
 		if (engine->latency[i])
 			reply_field(call->reply, "below-us-%llu=%llu", 1ULL << i, (unsigned long long)engine->latency[i]);
-	for (unsigned slot = 0; slot < REGIONS_MAX; slot++)
-		for (uint32_t page = 0; engine->regions[slot] && page < engine->regions[slot]->pages; page++)
-			states[table_state(engine, engine->regions[slot], page)]++;
 	for (unsigned state = 0; state < PAGE_STATES; state++)
-		reply_field(call->reply, "state-%s=%u", page_state_name(state), states[state]);
+		reply_field(call->reply, "state-%s=%llu", page_state_name(state),
+			    (unsigned long long)engine->counts[state]);
 	for (unsigned slot = 0; slot < REGIONS_MAX; slot++)
 		if (engine->regions[slot])
 			describe(call->reply, engine->regions[slot]);

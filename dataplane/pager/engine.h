@@ -74,6 +74,7 @@ struct region {
 	_Atomic unsigned views;		/* lanes that have not let go of it */
 	_Atomic unsigned attached;	/* lanes that read its faults */
 	int64_t hold_us[META_STORES];	/* no writes to that store before */
+	_Atomic int64_t stalled_us[META_STORES]; /* when a link to it was last given up for silence */
 	unsigned ready[META_STORES];	/* links of all lanes */
 	bool refused[META_STORES];
 	char why[META_STORES][128];
@@ -93,6 +94,7 @@ struct engine {
 	uint8_t *states;
 	struct policy policy;
 	uint32_t budget, charged, writing;
+	uint64_t counts[PAGE_STATES]; /* pages in each state */
 	struct region *regions[REGIONS_MAX];
 	uint64_t serial; /* raised by every change of regions and stores */
 	struct {

@@ -301,9 +301,12 @@ static void resync_region(struct lane *lane, struct view *view, unsigned behind,
 		byte = table_byte(engine, region, page);
 		if (!table_behind(region, behind, page)) {
 			;
-		} else if (*byte == PAGE_ABSENT && engine->charged + table_reserve(engine) < engine->budget) {
+		} else if (*byte == PAGE_ABSENT && engine->charged + table_reserve(engine) / 2 < engine->budget) {
 			table_step(engine, region, page, EVENT_WRITE);
 			operations[fetched++] = fetch_begin(view, page, 1);
+		} else if (*byte == PAGE_HELD) {
+			free(held_take(engine, region->first + page));
+			table_step(engine, region, page, EVENT_UNHOLD);
 		} else if (*byte == PAGE_CLEAN) {
 			table_step(engine, region, page, EVENT_PROTECT);
 			*byte |= PAGE_BUSY;

@@ -302,7 +302,16 @@ static int64_t check_links(struct lane *lane, int64_t now)
 					else if (link->retry_us < next)
 						next = link->retry_us;
 				}
+				/* Where one link is silent for so long, none of them is worth waiting for. */
+				if (link->state == LINK_READY && link->connecting_us < view->region->stalled_us[store] &&
+				    link->progress_us < view->region->stalled_us[store] - link->deadline_us / 2)
+					link_close(link, "it does not answer in time");
 				until = link_check(link, now);
+				if (until < 0) {
+					view->region->stalled_us[store] = now;
+					engine_changed(lane->engine);
+					until = now;
+				}
 				if (link->state == LINK_DOWN && description->address[0] && link->retry_us < until)
 					until = link->retry_us;
 				if (until < next)

@@ -191,8 +191,12 @@ int64_t link_check(struct link *link, int64_t now)
 		until = (oldest->sent_us > link->progress_us ? oldest->sent_us : link->progress_us) + link->deadline_us;
 	if (until > now)
 		return until;
-	end(link, LINK_DOWN, link->state == LINK_CONNECTING ? "it does not answer" : "a request was not answered in time");
-	return INT64_MAX;
+	if (link->state == LINK_CONNECTING) {
+		end(link, LINK_DOWN, "it does not answer");
+		return INT64_MAX;
+	}
+	end(link, LINK_DOWN, "it does not answer in time");
+	return -1;
 }
 
 void link_close(struct link *link, const char *why)

@@ -70,7 +70,8 @@ void link_ready(struct link *link, unsigned events);
 /* Send a request; its answer comes through `done`. The buffer must live until then, or until the link was closed. */
 void link_send(struct link *link, struct request *request, uint64_t offset);
 
-/* End the connection if a deadline passed. Returns when to look again, or INT64_MAX. */
+/* End the connection if a deadline passed. Returns when to look again, INT64_MAX for never, or -1 if it was ended for
+ * requests that were not answered. */
 int64_t link_check(struct link *link, int64_t now);
 
 /* End the connection; its requests come through `done` as failed. It may be opened again at once. */

@@ -169,9 +169,12 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	}
 	window = engine->budget / 4 < engine->window_max ? engine->budget / 4 : engine->window_max;
 	streams_init(&region->streams, region->pages, window);
-	for (uint32_t page = 0; page < region->pages; page++)
-		engine->states[region->first + page] =
-			table_record(region, page)->version ? PAGE_ABSENT : PAGE_ZERO;
+	for (uint32_t page = 0; page < region->pages; page++) {
+		enum page_state state = table_record(region, page)->version ? PAGE_ABSENT : PAGE_ZERO;
+
+		engine->states[region->first + page] = (uint8_t)state;
+		engine->counts[state]++;
+	}
 	engine->regions[region->slot] = region;
 	/* A pager that takes over has the cache that was last set. */
 	if (!fresh && region->meta->budget)
@@ -281,6 +284,7 @@ bool region_remove(struct engine *engine, struct region *region)
 			engine->deferred[i] = engine->deferred[--engine->deferred_count];
 		else
 			i++;
+	engine->counts[PAGE_ZERO] -= region->pages;
 	engine->regions[region->slot] = NULL;
 	pthread_mutex_unlock(&engine->lock);
 	region_free(region);

@@ -30,6 +30,8 @@ void table_set(struct engine *engine, struct region *region, uint32_t page, enum
 	uint8_t *byte = table_byte(engine, region, page);
 	enum page_state before = *byte & PAGE_STATE_MASK;
 
+	engine->counts[before]--;
+	engine->counts[state]++;
 	engine->charged += charges(state);
 	engine->charged -= charges(before);
 	engine->writing += state == PAGE_WRITE;

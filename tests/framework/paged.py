@@ -16,9 +16,9 @@ DEADLINE = 60.0
 class PagedGuest:
     """`paged_guest.c` under the preload library, mapping ``file``."""
 
-    def __init__(self, file: Path, pager: Path) -> None:
+    def __init__(self, file: Path, environment: dict[str, str]) -> None:
         self._file = file
-        self._pager = pager
+        self._environment = environment
 
     async def __aenter__(self) -> Self:
         binaries = find_binary("vmcoal-pager").parent
@@ -27,12 +27,7 @@ class PagedGuest:
             str(self._file),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env=os.environ
-            | {
-                "LD_PRELOAD": str(binaries / "libvmcoal-qemu.so"),
-                "VMCOAL_PAGER": str(self._pager),
-                "VMCOAL_PAGER_FILES": str(self._file.parent),
-            },
+            env=os.environ | self._environment,
         )
         assert await self.answer() == "mapped"
         return self
