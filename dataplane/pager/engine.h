@@ -189,7 +189,8 @@ void fetch_fail(struct lane *lane, struct operation *operation);
 void faults_resume(struct lane *lane);
 
 /* evict.c */
-void evict(struct lane *lane);
+/* Make room; `wanted` pages more than is kept free in any case. */
+void evict(struct lane *lane, uint32_t wanted);
 void store_answered(struct lane *lane, struct request *request);
 /* Bring stores up to date that missed pages, by way of the cache. */
 void resync(struct lane *lane);

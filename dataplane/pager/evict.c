@@ -208,7 +208,7 @@ static bool anywhere(struct lane *lane, struct view *view, int64_t now)
 	return writable(lane, view, 0, now) || writable(lane, view, 1, now);
 }
 
-void evict(struct lane *lane)
+void evict(struct lane *lane, uint32_t wanted)
 {
 	struct engine *engine = lane->engine;
 	struct victim drops[VICTIMS], stores[VICTIMS];
@@ -218,8 +218,9 @@ void evict(struct lane *lane)
 	for (;;) {
 		pthread_mutex_lock(&engine->lock);
 		goal = engine->budget - table_reserve(engine);
+		goal -= wanted < goal / 2 ? wanted : goal / 2;
 		want = engine->charged - engine->writing;
-		if (want <= goal) {
+		if (want <= goal || engine->ending) {
 			pthread_mutex_unlock(&engine->lock);
 			return;
 		}

@@ -101,6 +101,8 @@ static void prefetch(struct lane *lane, struct view *view, const struct stream_w
 	unsigned count = 0;
 	uint32_t at = 0;
 
+	/* What streams by pushes out what has streamed by. */
+	evict(lane, wish->count);
 	if (wish->step == 1)
 		zero_ahead(lane, view, wish->first, wish->count, wish->write);
 	pthread_mutex_lock(&engine->lock);

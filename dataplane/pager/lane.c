@@ -395,7 +395,7 @@ static void *lane_run(void *argument)
 		now = now_us();
 		next = check_links(lane, now);
 		requests_done(lane);
-		evict(lane);
+		evict(lane, 0);
 		resync(lane);
 		requests_done(lane);
 		faults_resume(lane);

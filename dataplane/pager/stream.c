@@ -101,8 +101,8 @@ unsigned streams_fault(struct streams *streams, uint32_t page, bool write, enum 
 	if (stream) {
 		if (find == FOUND_MARKER && streams->doubt)
 			streams->doubt--;
-		/* Behind what was asked for, the reader has caught up. */
-		if ((page - stream->ahead) / stream->step > 0 || page == stream->ahead)
+		/* The reader has caught up with what was asked for, or not all of it was fetched: ask again from here. */
+		if (find == FOUND_ABSENT || (page - stream->ahead) / stream->step > 0 || page == stream->ahead)
 			stream->ahead = (int64_t)page + stream->step;
 		/* Up to the floor it grows in any case: one fault for many pages is worth it on the quickest link. */
 		if (find != FOUND_MARKER || stream->window < WINDOW_FLOOR)
