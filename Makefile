@@ -5,7 +5,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-SOURCES := $(shell find vmcoal qmp guest-agent dataplane tools/list-sources meson.build meson.options pyproject.toml -type f -not -name '*.pyc' 2>/dev/null)
+SOURCES := $(shell find vmcoal qmp guest-agent dataplane tools/list-sources meson.build meson.options pyproject.toml -type f -not -name '*.pyc' -not -path '*/.*' 2>/dev/null)
 TESTS ?= tests
 PYTEST_ARGS ?=
 
@@ -19,6 +19,10 @@ $(VENV)/packages: tools/setup
 	tools/setup
 	@touch $@
 
+$(VENV)/test-packages: $(VENV)/packages
+	tools/setup --test
+	@touch $@
+
 $(VENV)/installed: $(VENV)/packages $(SOURCES)
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --force-reinstall .
 	@touch $@
@@ -26,7 +30,7 @@ $(VENV)/installed: $(VENV)/packages $(SOURCES)
 demo: setup
 	@tools/demo
 
-test: setup
+test: setup $(VENV)/test-packages
 	@tools/run-tests $(TESTS) $(PYTEST_ARGS)
 
 lint: setup

@@ -307,7 +307,7 @@ async def test_bad_frames_and_calls_end_nothing(bench: Bench) -> None:
         ("exec", {"argv": ["true"], "window": 0}),
         ("exec", {"argv": ["true"], "cwd": 7}),
         ("exec_input", {"exec": 12345, "data": ""}),
-        ("exec_kill", {"exec": 12345, "signal": 9}),
+        ("exec_resize", {"exec": 12345, "rows": 1, "columns": 1}),
         ("cancel", {"id": "all"}),
         ("pci_fix_node", {"addresses": ["../../etc"], "node": 1}),
         ("pci_power_off", {"address": "0000:00:00.0/../x"}),

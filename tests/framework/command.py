@@ -51,7 +51,7 @@ def spawn_vmcoal(*arguments: str, **kwargs: Any) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'qmp'}"}
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
     options |= kwargs
-    return subprocess.Popen([sys.executable, "-m", "vmcoal.cli.main", *arguments], env=environment, **options)
+    return subprocess.Popen([sys.executable, "-P", "-m", "vmcoal.cli.main", *arguments], env=environment, **options)
 
 
 def plain_times(text: str) -> str:

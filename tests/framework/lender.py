@@ -125,7 +125,7 @@ async def lending(
 async def start_lender(*arguments: str, name: str = "den") -> Lending:
     """Start ``python -m vmcoal.lending`` and return it when it is ready; raises `ChildProcessError` with its stderr."""
     ready, theirs = os.pipe()
-    argv = [sys.executable, "-m", "vmcoal.lending", name, *arguments, "--ready-fd", str(theirs)]
+    argv = [sys.executable, "-P", "-m", "vmcoal.lending", name, *arguments, "--ready-fd", str(theirs)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'qmp'}"}
     folders = lender_folders(name)
     folders.make()

@@ -38,6 +38,8 @@ from framework import evidence
 from framework.command import ROOT, Done
 from framework.leaks import Surroundings
 from vmcoal.controller.api import AttachResult, DetachResult
+from vmcoal.errors import VmcoalError
+from vmcoal.holding.binaries import find_binary
 from vmcoal.layout import LenderFolders, VmFolders
 from vmcoal.lending.api import LenderStatus
 from vmcoal.model.status import VmStatus
@@ -74,7 +76,7 @@ class Scene:
         """Start ``vmcoal ARGUMENTS``, behind ``prefix``; stdin, stdout and stderr are pipes unless given."""
         options: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | kwargs
         return subprocess.Popen(
-            [*prefix, sys.executable, "-m", "vmcoal.cli.main", *arguments], env=self.env, cwd="/", **options
+            [*prefix, sys.executable, "-P", "-m", "vmcoal.cli.main", *arguments], env=self.env, cwd="/", **options
         )
 
     def run(self, *arguments: str, code: int | None = 0, stdin: bytes = b"", prefix: Sequence[str] = ()) -> Done:
@@ -157,8 +159,8 @@ class Scene:
 
     def exec(self, *argv: str, code: int | None = 0) -> str:
         """Run a command in the guest and return what it printed."""
-        done = self.run("exec", self.vm, "--", *argv, code=code)
-        return done.out
+        out: str = self.run("exec", self.vm, "--", *argv, code=code).out
+        return out
 
     def shell(self, script: str) -> str:
         """Run a script in the guest and return what it printed."""
@@ -208,6 +210,10 @@ class Scene:
 @contextmanager
 def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
     """Make a scene for a fixture of any scope; at its end everything is stopped, and survivors are an error."""
+    try:
+        find_binary("vmcoal-holder")
+    except VmcoalError as error:
+        pytest.skip(f"{error}: {error.hint}")
     home = Path(tempfile.mkdtemp(prefix="vc-"))
     made = Scene(home)
     before = Surroundings.look(home, made.shm)

@@ -252,7 +252,7 @@ def test_attach_says_what_it_did(controller: Start, golden: Callable[[str, str],
                         cpus_added=2,
                         memory_added=512 * MIB,
                         verified=True,
-                        seconds={"plug": 0.25, "verify": 0.75},
+                        seconds={"plug": 0.25, "verify": 0.75, "total": 1.0},
                         notes=("the vCPUs run on this host",),
                     )
                 ),

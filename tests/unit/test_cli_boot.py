@@ -144,12 +144,20 @@ def test_options(started: Started, kernel: str, image: str) -> None:
 
 
 def test_an_image(started: Started, image: str) -> None:
-    boot("web", "--image", image, "--image-size", "2M")
+    boot("web", "--image", image, "--image-size", "2M", "--seed")
     assert started.spec.boot == DiskBoot(image=image, format="raw", firmware="bios", seed=True)
     folders = layout.vm_folders("web")
     assert folders.overlay.exists()
     assert folders.seed.exists()
     assert Path(image).read_bytes()[510:512] == b"\x55\xaa"
+
+
+def test_an_image_that_may_have_booted_gets_no_seed_unasked(started: Started, image: str) -> None:
+    told = boot("web", "--image", image)
+    assert isinstance(started.spec.boot, DiskBoot)
+    assert not started.spec.boot.seed
+    assert not layout.vm_folders("web").seed.exists()
+    assert "--seed" in told.err
 
 
 def test_the_config_file_gives_defaults(started: Started, kernel: str) -> None:

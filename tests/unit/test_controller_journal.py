@@ -81,6 +81,24 @@ def test_it_is_compacted_and_loses_nothing(path: Path, monkeypatch: pytest.Monke
     assert again.begin("attach", {}) > number
 
 
+def test_it_is_compacted_while_it_is_used_but_not_during_an_operation(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "_COMPACT_ABOVE", 50)
+    journal = Journal(path)
+    open_one = journal.begin("attach", {})
+    for _ in range(30):
+        journal.end(journal.begin("detach", {}), "ok")
+    assert len(journal.history(100)) == 61
+    journal.put("loan:1", {"n": 1})
+    journal.end(open_one, "ok")
+    assert len(journal.history(100)) == 3
+    assert journal.items() == {"loan:1": {"n": 1}}
+    for _ in range(200):
+        journal.end(journal.begin("detach", {}), "ok")
+    assert len(journal.history(500)) <= 52
+
+
 def test_a_journal_of_another_version_is_refused(path: Path) -> None:
     journal = Journal(path)
     journal._db.execute("pragma user_version = 99")

@@ -150,6 +150,16 @@ def test_prune_keeps_the_newest_and_what_vms_boot_from(tmp_path: Path) -> None:
         images.prune_images(kind="windows", cache=tmp_path)
 
 
+def test_prune_leaves_the_packages_of_a_build_that_goes_on(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.packages.mkdir()
+    with store.building("default", deadline=1, progress=nobody, space=0):
+        images.prune_images(cache=tmp_path)
+        assert store.packages.exists()
+    images.prune_images(cache=tmp_path)
+    assert not store.packages.exists()
+
+
 def test_guest_files_are_there() -> None:
     assert images.agent_source().is_file()
     assert images.agent_unit().is_file()

@@ -23,7 +23,9 @@ from vmcoal.errors import (
     VmcoalError,
 )
 from vmcoal.lending.book import MAX_LEASES, REMEMBERED, Capacity, Entry, LeaseBook, Limits
+from vmcoal.lending.desk import Desk
 from vmcoal.lending.journal import LenderJournal
+from vmcoal.metrics.lender import LenderMetrics
 from vmcoal.model.lease import TERMINAL, LeaseEvent, LeaseState, ResourceKind
 from vmcoal.model.units import MIB
 
@@ -290,6 +292,24 @@ def test_journal_prunes_only_old_ended_rows(tmp_path: Path) -> None:
     left = {e.lease.id for e in journal.load()}
     assert kept.lease.id in left
     assert 600 < len(left) < 700
+    journal.close()
+
+
+async def test_a_lender_that_runs_long_keeps_its_journal_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmcoal.lending.journal.KEPT_ROWS", 50)
+    monkeypatch.setattr("vmcoal.lending.desk.KEPT_ROWS", 50)
+    journal = LenderJournal(tmp_path / "j")
+    servers: Any = None
+    book = make_book(record=lambda *change: desk.record(*change))
+    desk = Desk(book, journal, servers, metrics=LenderMetrics("den"))
+    kept = active(book)
+    for n in range(200):
+        entry = ask(book, token=str(n), amount=2 * MIB)
+        book.failed(0, entry.lease.id, "no")
+        book.reclaimed(entry.lease.id)
+    left = {e.lease.id for e in journal.load()}
+    assert kept.lease.id in left
+    assert len(left) < 60
     journal.close()
 
 

@@ -97,9 +97,7 @@ class FuseEngine:
             link = _Link(address, server.port, server.export, server.psk_identity, lease.amount)
             self._write_link(name, link)
             nbd.write_psk(self._file(name, "psk"), server.psk_identity, server.psk)
-            await self._check(name, link, lease.lender, _left(end))
-            await self._start_proxy(name, link)
-            await self._mount(name, lease.amount, end)
+            await self._open(name, link, lease.lender, end)
             undo.pop_all()
         return self._region(name, lease.amount)
 
@@ -147,6 +145,28 @@ class FuseEngine:
         return None
 
     # Steps
+
+    async def _open(self, lease: str, link: _Link, host: str, end: float) -> None:
+        """Start what shows the bytes, and at once ask the server for them apart: its refusal says more than a proxy
+        that tries for ever."""
+
+        async def show() -> None:
+            await self._start_proxy(lease, link)
+            await self._mount(lease, link.size, end)
+
+        checking = asyncio.create_task(self._check(lease, link, host, _left(end)))
+        showing = asyncio.create_task(show())
+        try:
+            await asyncio.wait({checking, showing}, return_when=asyncio.FIRST_EXCEPTION)
+            if showing.done():
+                await checking
+            elif checking.done():
+                checking.result()
+            await showing
+        finally:
+            for task in (checking, showing):
+                task.cancel()
+            await asyncio.gather(checking, showing, return_exceptions=True)
 
     async def _check(self, lease: str, link: _Link, host: str, deadline: float) -> None:
         argv = nbd.info_argv(link.address, link.port, link.export, link.identity, self._file(lease, "psk"))

@@ -106,7 +106,7 @@ def attached_line(name: str, result: AttachResult) -> str:
         gained.append(f"{vcpus(result.cpus_added)} (engine {'/'.join(engines)})")
     if result.memory_added:
         gained.append(format_size(result.memory_added))
-    took = f" in {format_duration(sum(result.seconds.values()))}" if result.seconds else ""
+    took = f" in {format_duration(result.seconds['total'])}" if "total" in result.seconds else ""
     rtt = f", RTT {format_duration(at.link.rtt)}" if at.link else ""
     sure = "confirmed by the guest" if result.verified else "not confirmed by the guest"
     return (
@@ -173,9 +173,10 @@ def detach(
         gave.append(vcpus(result.cpus_removed))
     if result.memory_removed:
         gave.append(format_size(result.memory_removed))
-    took = f" in {format_duration(sum(result.seconds.values()))}" if result.seconds else ""
+    took = f" in {format_duration(result.seconds['total'])}" if "total" in result.seconds else ""
     click.echo(f"VM {name} gave back {' and '.join(gave) or 'nothing'}{took}")
     for at in result.remaining:
         left = [vcpus(len(at.cpus))] if at.cpus else []
-        left += [format_size(sum(memory.size for memory in at.memory))] if at.memory else []
-        click.echo(f"still attached from {at.lender}: {' and '.join(left)}")
+        left += [format_size(size)] if (size := sum(memory.size for memory in at.memory)) else []
+        if left:
+            click.echo(f"still attached from {at.lender}: {' and '.join(left)}")

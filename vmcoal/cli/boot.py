@@ -58,7 +58,9 @@ _STEPS = 4
 @click.option("--display", metavar="WHAT", help="none, gtk, sdl, vnc=127.0.0.1:1, spice=port=5900,…  [default: none]")
 @click.option("--firmware", type=click.Choice(["bios", "uefi"]), help="What starts a disk image.  [default: bios]")
 @click.option(
-    "--seed/--no-seed", default=None, help="Attach a cloud-init seed that installs the agent.  [default: with --image]"
+    "--seed/--no-seed",
+    default=None,
+    help="Attach a cloud-init seed that installs the agent.  [default: for images that vmcoal built]",
 )
 @click.option(
     "--accel", type=click.Choice(["auto", "kvm", "tcg"]), help="auto: KVM if a probe guest runs.  [default: auto]"
@@ -187,7 +189,7 @@ def _become_controller(spec: MachineSpec, folders: layout.VmFolders) -> None:
 
     save_spec(spec, folders)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "vmcoal.controller", spec.name, "--boot"])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "vmcoal.controller", spec.name, "--boot"])  # noqa: S606
 
 
 def boot_plan(spec: MachineSpec) -> Plan:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from vmcoal.cli.config import BootDefaults
+from vmcoal.cli.output import note
 from vmcoal.cli.vm import read_spec
 from vmcoal.errors import ConflictError, PrerequisiteError, UsageError
 from vmcoal.model.machine import Accel, Disk, DiskBoot, KernelBoot, MachineSpec, Net
@@ -130,15 +131,21 @@ def boot_source(
         raise UsageError("--firmware, --seed and --image-size need --image", hint="give --image FILE")
     if image:
         from vmcoal.guest.overlay import inspect_image
+        from vmcoal.guest.seed import should_seed
         from vmcoal.guest.store import Store
 
         found = inspect_image(image)
         built = Store().owner(Path(found.path))
+        seed, why = options["seed"], "as you said"
+        if seed is None:
+            seed, why = should_seed(Path(found.path))
+        if not seed:
+            note(f"no cloud-init seed is attached: {why}")
         return DiskBoot(
             image=found.path,
             format=found.format,
             firmware=firmware,
-            seed=options["seed"] is not False,
+            seed=seed,
             release=built.release if built else None,
         )
     if kernel:

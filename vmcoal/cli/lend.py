@@ -87,7 +87,7 @@ def lend(
     cpus, memory = cpus or defaults.cpus or None, memory or defaults.memory_bytes or None
     if cpus is None and memory is None and chosen not in local_lenders():
         raise UsageError("nothing to lend", hint="give --cpus N, --memory SIZE or both")
-    argv = [sys.executable, "-m", "vmcoal.lending", chosen]
+    argv = [sys.executable, "-P", "-m", "vmcoal.lending", chosen]
     if cpus is not None or memory is not None:
         argv += ["--cpus", str(cpus or 0), "--memory", str(memory or 0)]
     addresses = (("--listen", listen or defaults.listen), ("--data-ports", data_ports), ("--metrics", metrics))

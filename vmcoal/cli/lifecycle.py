@@ -22,7 +22,7 @@ from vmcoal.cli.params import (
     vm_argument,
     yes_option,
 )
-from vmcoal.cli.vm import holder_lives, vm_steps
+from vmcoal.cli.vm import clean, holder_lives, vm_steps
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
 from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, UsageError
 
@@ -62,6 +62,8 @@ def delete(vm: str, yes: bool, dry_run: bool) -> None:
     folders = layout.vm_folders(name)
     if holder_lives(name):
         raise ConflictError(f"VM {name} runs", hint=f"vmcoal shutdown {name}")
+    if not dry_run:
+        clean(name)
     if dry_run:
         for path in sorted(path for path in folders.state.rglob("*") if not path.is_dir()):
             click.echo(f"remove {path}")
@@ -138,4 +140,4 @@ def controller(vm: str) -> None:
 
     name = resolve_vm(vm)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "vmcoal.controller", name])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "vmcoal.controller", name])  # noqa: S606

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,7 +14,7 @@ from vmcoal import layout
 from vmcoal.cli.output import note, steps
 from vmcoal.controller.api import Output, Progress
 from vmcoal.controller.client import NotListeningError, call
-from vmcoal.errors import PrerequisiteError
+from vmcoal.errors import PrerequisiteError, VmcoalError
 from vmcoal.model.machine import MachineSpec
 from vmcoal.model.status import VmStatus
 
@@ -73,6 +74,7 @@ def vm_steps(name: str, method: str, params: msgspec.Struct | None, *, result: t
 def revive(name: str) -> None:
     """Start the controller of a VM that lives without one; raises `PrerequisiteError` if the VM does not run."""
     if not holder_lives(name):
+        clean(name)
         raise PrerequisiteError(f"VM {name} does not run", hint=f"vmcoal boot {name}")
     import asyncio
 
@@ -80,6 +82,19 @@ def revive(name: str) -> None:
 
     note(f"the controller of VM {name} had ended; a new one is started")
     asyncio.run(ensure_controller(name))
+
+
+def clean(name: str) -> None:
+    """Take away what a VM left that lost its holder and its controller at once; its leases are given back."""
+    if not any(layout.vm_folders(name).runtime.glob("*.link")):
+        return
+    import asyncio
+
+    from vmcoal.controller.start import ensure_controller
+
+    note(f"the processes of VM {name} were killed; what they left is taken away")
+    with contextlib.suppress(VmcoalError):
+        asyncio.run(ensure_controller(name))
 
 
 def holder_lives(name: str) -> bool:
@@ -117,6 +132,7 @@ def status_of(name: str) -> VmStatus:
     except NotListeningError:
         if holder_lives(name):
             return vm_call(name, "status", result=VmStatus, deadline=30.0)
+        clean(name)
     return offline_status(name)
 
 

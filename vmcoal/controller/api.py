@@ -83,8 +83,8 @@ Reply = Progress | Output | Result | Failure
 
 
 class AttachResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What an attach did. ``seconds`` by step name; ``verified``: the guest itself confirmed it; ``notes`` for people
-    (mode and reason, what is unverified)."""
+    """What an attach did. ``seconds`` by step name, of steps that overlap, and ``total``; ``verified``: the guest
+    itself confirmed it; ``notes`` for people (mode and reason, what is unverified)."""
 
     attachment: Attachment
     cpus_added: int
@@ -95,7 +95,8 @@ class AttachResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DetachResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a detach did; ``remaining`` is what is still attached from the lenders named."""
+    """What a detach did. ``seconds`` by step name, and ``total``; ``remaining`` is what is still attached from the
+    lenders named."""
 
     cpus_removed: int
     memory_removed: int

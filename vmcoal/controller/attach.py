@@ -1,6 +1,7 @@
 """Attach: from a request to memory and vCPUs that the guest uses, as one transaction.
 
 measure the link → choose the far node → lease → prepare the bytes → plug → online → verify in the guest's own view.
+Memory and vCPUs go their way at once: while a lender fills memory, the guest takes its vCPUs.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from vmcoal.model.units import MIB, format_duration, format_size
 from vmcoal.policy.admission import GRAIN, admit
 from vmcoal.policy.distance import link_distance
 from vmcoal.policy.placement import check_headroom, choose_node, free_cores
+from vmcoal.together import together
 
 BLOCK = 128 * MIB
 """DIMMs are multiples of a guest memory block, else part of them could not be onlined (x86-64 Linux)."""
@@ -157,11 +159,12 @@ def plan(vm: Vm, request: AttachRequest, journey: Journey) -> Plan:
 
 async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResult | Plan:
     """Attach what ``request`` says, or return the plan of it. Undone as a whole if anything fails."""
+    began = time.monotonic()
     journey = await survey(vm, request)
     if request.dry_run:
         return plan(vm, request, journey)
+    surveyed = time.monotonic() - began
     steps = 2 + (3 if request.memory else 0) + (2 if request.cpus else 0)
-    loans: list[Loan] = []
     notes: list[str] = []
     async with transaction(
         vm.journal, undos(vm), "attach", request, steps=steps, deadline=request.deadline, report=report
@@ -170,16 +173,17 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
             f"{journey.lender}: round trip {format_duration(journey.link.rtt)} → node {journey.far.node} "
             f"at distance {journey.far.distance}"
         )
-        if request.memory:
-            loans.append(await _attach_memory(vm, request, journey, trans))
+        parts = [_attach_memory(vm, request, journey, trans)] if request.memory else []
         if request.cpus:
-            loans += await _attach_cpus(vm, request, journey, trans)
+            parts.append(_attach_cpus(vm, request, journey, trans))
+        loans = [loan for part in await together(*parts) for loan in part]
         trans.say("verify in the guest")
+        started = time.monotonic()
         verified = await _verify(vm, loans, notes)
-        for loan in loans:
-            current = vm.book.get(loan.id) or loan
-            reply = await journey.session.report(loan.id, loan.lease.epoch, LeaseEvent.PLUGGED)
-            vm.book.put(msgspec.structs.replace(current, state=AttachmentState.ATTACHED, lease=reply))
+        trans.seconds |= {"survey": surveyed, "verify": time.monotonic() - started}
+        await together(*(_settle(vm, journey, loan) for loan in loans))
+    vm.granted.clear()
+    trans.seconds["total"] = time.monotonic() - began
     vm.keeper.watch(journey.lender)
     vm.metrics.attached(request, trans.seconds)
     if request.cpus:
@@ -193,6 +197,13 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
         seconds=trans.seconds,
         notes=tuple(notes),
     )
+
+
+async def _settle(vm: Vm, journey: Journey, loan: Loan) -> None:
+    """Tell the lender that the guest has what it lent."""
+    reply = await journey.session.report(loan.id, loan.lease.epoch, LeaseEvent.PLUGGED)
+    current = vm.book.get(loan.id) or loan
+    vm.book.put(msgspec.structs.replace(current, state=AttachmentState.ATTACHED, lease=reply))
 
 
 def amounts(cpus: int, memory: int) -> str:
@@ -223,9 +234,14 @@ async def _lease(
     return msgspec.structs.replace(granted, lease=lease)
 
 
-async def _attach_memory(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction) -> Loan:
-    if journey.grow is not None:
-        return await granular.grow(vm, request, journey.session, journey.grow, trans)
+async def _attach_memory(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction) -> list[Loan]:
+    with trans.branch() as branch:
+        if journey.grow is not None:
+            return [await granular.grow(vm, request, journey.session, journey.grow, branch)]
+        return [await _new_memory(vm, request, journey, branch)]
+
+
+async def _new_memory(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction) -> Loan:
     far, in_grains = journey.far, request.style is MemoryStyle.GRANULAR
     capacity = granular.capacity(vm, far) if in_grains else request.memory
     trans.say(f"lease {format_size(request.memory)} from {journey.lender}")
@@ -281,12 +297,17 @@ async def _online_dimm(vm: Vm, loan: Loan, trans: Transaction) -> None:
 
 
 async def _attach_cpus(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction) -> list[Loan]:
+    with trans.branch() as branch:
+        return await _new_cpus(vm, request, journey, branch)
+
+
+async def _new_cpus(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction) -> list[Loan]:
     far, mode = journey.far, vm.spec.cpu_mode
     trans.say(f"lease and plug {_vcpus(request.cpus)} into node {far.node}")
+    # A lease for each, so that they can leave one by one.
+    leases = await together(*(_lease(vm, journey, trans, ResourceKind.CPU, 1, 1) for _ in journey.cores))
     loans = []
-    for core in journey.cores:
-        # A lease for each, so that they can leave one by one.
-        granted = await _lease(vm, journey, trans, ResourceKind.CPU, 1, 1)
+    for core, granted in zip(journey.cores, leases, strict=True):
         loan = Loan(
             lease=granted.lease,
             node=far.node,

@@ -35,7 +35,7 @@ from vmcoal.fabric.identity import lender_store
 from vmcoal.fabric.messages import Granted, Revoke
 from vmcoal.holding.client import ExitEvent, Holder
 from vmcoal.layout import VmFolders
-from vmcoal.model.attachment import AttachRequest, DetachRequest
+from vmcoal.model.attachment import AttachmentState, AttachRequest, DetachRequest
 from vmcoal.model.guest import GuestCommand
 from vmcoal.model.lease import IllegalTransitionError, LeaseEvent
 from vmcoal.model.machine import MachineSpec
@@ -101,7 +101,7 @@ class Controller:
             try:
                 await (self._boot() if boot else self._adopt())
             except VmcoalError as error:
-                await self._fail(error)
+                await self._fail(error, booting=boot)
                 return error.exit_code
             await self._serve()
         finally:
@@ -117,13 +117,13 @@ class Controller:
             stop.cancel()
             ended.cancel()
 
-    async def _fail(self, error: VmcoalError) -> None:
+    async def _fail(self, error: VmcoalError, *, booting: bool) -> None:
         """Tell whoever waits for the boot why it failed, then end."""
         log.error("%s", error)
         self._failure = error
         for event in self._ready.values():
             event.set()
-        if self._vm is not None:
+        if self._vm is not None and await lifecycle.qemu_is_gone(self._vm, booting=booting):
             await lifecycle.clean_up(self._vm)
             await lifecycle.end_holder(self._vm)
         with contextlib.suppress(TimeoutError):
@@ -132,12 +132,18 @@ class Controller:
     async def _boot(self) -> None:
         holder = await Holder.start(self._folders, name=f"vm-{self._spec.name}", deadline=10.0)
         self._vm = await self._assemble(holder)
+        await lifecycle.clean_up(self._vm)  # what a VM left whose holder was killed, and its controller too
         await holder.watch(self._child_ended)
         await lifecycle.launch(self._vm, lambda *args: None)
         self._launched()
 
     async def _adopt(self) -> None:
-        holder = await Holder.connect(self._folders.holder_socket, deadline=5.0)
+        try:
+            holder = await Holder.connect(self._folders.holder_socket, deadline=5.0)
+        except UnreachableError:
+            holder = await Holder.start(self._folders, name=f"vm-{self._spec.name}", deadline=10.0)
+            self._vm = await self._assemble(holder)
+            raise lifecycle.holder_lost(self._vm) from None
         self._vm = await self._assemble(holder)
         await holder.watch(self._child_ended)
         self._vm.monitor = await self._vm.launcher.adopt(self._spec, deadline=10.0)
@@ -155,6 +161,7 @@ class Controller:
     def _launched(self) -> None:
         self._ready["qemu"].set()
         self._spawn(self._keep_agent(), "agent")
+        self._spawn(self._holder_ended(), "end of the holder")
         if self._spec.metrics:
             self._spawn(self._serve_metrics(self._spec.metrics), "metrics")
 
@@ -209,14 +216,33 @@ class Controller:
             log.warning(
                 "%s ended (%s %s)%s", event.id, event.state, event.code, ", restarting" if event.restarting else ""
             )
+            self._spawn(self._check_region(event.id.rpartition(".")[0]), f"check of {event.id}")
+
+    async def _check_region(self, lease: str) -> None:
+        """Say what became of the memory of a lease after a process behind it ended."""
+        loan = self.vm.book.get(lease)
+        if loan is None or not loan.is_memory or self.vm.state != "running" or self.vm.operation is not None:
+            return
+        problem = await self.vm.engine.health(lease)
+        loan = self.vm.book.get(lease)
+        if problem is not None and loan is not None:
+            self.vm.book.put(msgspec.structs.replace(loan, problem=problem, state=AttachmentState.DEGRADED))
+
+    async def _holder_ended(self) -> None:
+        await self.vm.holder.wait_lost()
+        await self._qemu_ended()  # QEMU ends with its holder
 
     async def _qemu_ended(self) -> None:
+        """Say how QEMU ended by itself, and give back what it had."""
         vm = self.vm
-        if vm.state == "stopping":
+        if vm.state != "running":
             return
-        failure = await lifecycle.qemu_failure(vm)
-        status = failure.details
-        clean = status.get("code") == 0 and not status.get("signal")
+        vm.state = "ending"
+        if await vm.launcher.exit_status() is None:
+            failure = lifecycle.holder_lost(vm)
+        else:
+            failure = await lifecycle.qemu_failure(vm)
+        clean = failure.details.get("code") == 0 and not failure.details.get("signal")
         log.log(logging.INFO if clean else logging.ERROR, "%s", failure)
         if not clean:
             self._failure = failure

@@ -146,18 +146,19 @@ def plan(vm: Vm, request: DetachRequest, leaving: list[Leaving]) -> Plan:
 
 async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResult | Plan:
     """Detach what ``request`` says within its deadline, or return the plan of it."""
+    began = time.monotonic()
     leaving = choose(vm, request)
     if request.dry_run:
         return plan(vm, request, leaving)
     notes: list[str] = []
     seconds: dict[str, float] = {}
     cpus = size = 0
-    ends = time.monotonic() + request.deadline
+    ends = began + request.deadline
+    steps = [_steps(vm, item.loan) for item in leaving]
     for number, item in enumerate(leaving):
+        place = sum(steps[:number]), sum(steps)
         try:
-            await _leave(
-                vm, item, request, max(0.001, ends - time.monotonic()), report, (number, len(leaving)), notes, seconds
-            )
+            await _leave(vm, item, request, max(0.001, ends - time.monotonic()), report, place, notes, seconds)
         except VmcoalError as error:
             if request.force:
                 notes.append(await _force(vm, item.loan, error))
@@ -172,6 +173,7 @@ async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResu
     for lender in lenders:
         await vm.keeper.forget(lender)
     remaining = [loan for lender in lenders for loan in vm.book.of(lender)]
+    seconds["total"] = time.monotonic() - began
     return DetachResult(
         cpus_removed=cpus,
         memory_removed=size,
@@ -179,6 +181,13 @@ async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResu
         seconds=seconds,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _steps(vm: Vm, loan: Loan) -> int:
+    """Return how many steps a loan takes to leave, as people are told them."""
+    if loan.is_memory:
+        return 1 if loan.style is MemoryStyle.GRANULAR else 2
+    return 2 if vm.spec.cpu_mode is CpuMode.HOTPLUG else 1
 
 
 async def _leave(
@@ -192,15 +201,15 @@ async def _leave(
     seconds: dict[str, float],
 ) -> None:
     started = time.monotonic()
-    number, count = place
+    before, steps = place
     kind = "memory" if item.loan.is_memory else "cpu"
 
-    def numbered(step: int, steps: int, text: str, fraction: float | None, detail: str | None) -> None:
-        report(number * steps + step, count * steps, text, fraction, detail)
+    def numbered(step: int, _: int, text: str, fraction: float | None, detail: str | None) -> None:
+        report(before + step, steps, text, fraction, detail)
 
     try:
         async with transaction(
-            vm.journal, undos(vm), "detach", request, steps=3, deadline=deadline, report=numbered
+            vm.journal, undos(vm), "detach", request, steps=steps, deadline=deadline, report=numbered
         ) as trans:
             vm.book.put(
                 msgspec.structs.replace(vm.book.get(item.loan.id) or item.loan, state=AttachmentState.DETACHING)
@@ -322,11 +331,12 @@ async def _shrink_lease(vm: Vm, loan: Loan, committed: int) -> None:
     vm.book.put(msgspec.structs.replace(vm.book.get(loan.id) or loan, lease=lease))
 
 
-async def give_back(vm: Vm, loan: Loan) -> list[str]:
+async def give_back(vm: Vm, loan: Loan, *, qemu_ended: bool = False) -> list[str]:
     """End what served a loan that QEMU no longer uses, release its lease, and forget it. Returns notes for people."""
     notes: list[str] = []
     if loan.is_memory:
-        await vm.engine.remove(loan.id, mapped_by=await vm.qemu_pid(), deadline=30.0)
+        pid = None if qemu_ended else await vm.qemu_pid()
+        await vm.engine.remove(loan.id, mapped_by=pid, deadline=30.0)
     try:
         session = await vm.keeper.session(loan.lease.lender, deadline=5.0)
         await session.release(loan.id, loan.lease.epoch)

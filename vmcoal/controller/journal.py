@@ -6,6 +6,7 @@ is attached, operations without an end say what was under way and how far it had
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Any
 import msgspec
 
 from vmcoal.errors import ExecutionError, PrerequisiteError
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 _COMPACT_ABOVE = 20_000
@@ -59,6 +62,7 @@ class Journal:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("pragma journal_mode = wal")
             self._db.execute("pragma synchronous = normal")
+            self._db.execute("pragma cache_size = -128")  # KiB; else the process grows with what it appends
             version = self._db.execute("pragma user_version").fetchone()[0]
             if version not in (0, VERSION):
                 raise PrerequisiteError(
@@ -68,6 +72,7 @@ class Journal:
             self._db.execute(_SCHEMA)
             self._db.execute(f"pragma user_version = {VERSION}")
             self._next_op = 1 + (self._db.execute("select max(op) from events").fetchone()[0] or 0)
+            self._rows = int(self._db.execute("select count(*) from events").fetchone()[0])
         except sqlite3.Error as error:
             raise PrerequisiteError(
                 f"cannot open the journal {path}: {error}",
@@ -90,6 +95,7 @@ class Journal:
             raise ExecutionError(
                 f"cannot write the journal {self._path}: {error}", hint="free space in the state folder, then try again"
             ) from error
+        self._rows += 1
 
     def begin(self, kind: str, request: Any) -> int:
         """Open an operation and return its number."""
@@ -110,8 +116,9 @@ class Journal:
         self._append(op, "undone", step, {})
 
     def end(self, op: int, outcome: str) -> None:
-        """Close an operation: ``ok``, ``undone`` or ``failed``."""
+        """Close an operation: ``ok``, ``undone`` or ``failed``. Now and then this drops the history."""
         self._append(op, "end", outcome, {})
+        self._compact()
 
     def put(self, key: str, item: Any) -> None:
         """Record an item's new content."""
@@ -166,15 +173,22 @@ class Journal:
         ]
 
     def _compact(self) -> None:
-        count = self._db.execute("select count(*) from events").fetchone()[0]
-        if count <= _COMPACT_ABOVE or self.open_operations():
+        """Keep the items alone once there are many rows; a disk that refuses it leaves the journal as it is."""
+        if self._rows <= _COMPACT_ABOVE or self.open_operations():
             return
         items = self.items()
-        self._db.execute("begin")
-        self._db.execute("delete from events")
-        for key, item in items.items():
-            self._append(0, "put", key, item)
-        self._append(self._next_op, "begin", "compact", {})
-        self._append(self._next_op, "end", "ok", {})
-        self._db.execute("commit")
-        self._next_op += 1
+        try:
+            self._db.execute("begin")
+            self._db.execute("delete from events")
+            for key, item in items.items():
+                self._append(0, "put", key, item)
+            self._append(self._next_op, "begin", "compact", {})
+            self._append(self._next_op, "end", "ok", {})
+            self._db.execute("commit")
+        except (sqlite3.Error, ExecutionError) as error:
+            log.warning("cannot compact %s: %s", self._path, error)
+            if self._db.in_transaction:
+                self._db.execute("rollback")
+        else:
+            self._next_op += 1
+            self._rows = len(items) + 2

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
+from datetime import UTC, datetime
 
 import msgspec
 
@@ -19,7 +21,7 @@ from vmcoal.controller.transaction import Progress
 from vmcoal.controller.vm import QEMU, Vm, cpu_names
 from vmcoal.errors import DeadlineError, ExecutionError, NotFoundError, PrerequisiteError, UnreachableError, VmcoalError
 from vmcoal.guest.channel import connect_agent
-from vmcoal.holding.client import Holder
+from vmcoal.holding.client import ChildState, Holder
 from vmcoal.layout import VmFolders
 from vmcoal.machine.launch import HolderLauncher
 from vmcoal.metrics.controller import ControllerMetrics
@@ -136,7 +138,7 @@ async def clean_up(vm: Vm) -> list[str]:
     released: list[str] = []
     for loan in vm.book:
         try:
-            for note in await give_back(vm, loan):
+            for note in await give_back(vm, loan, qemu_ended=True):
                 log.warning("%s", note)
         except VmcoalError as error:
             log.warning("lease %s: %s", loan.id, error)
@@ -157,6 +159,28 @@ async def end_holder(vm: Vm) -> None:
             os.unlink(getattr(vm.folders, name))  # noqa: PTH108
     with contextlib.suppress(OSError):
         vm.folders.runtime.rmdir()
+
+
+def holder_lost(vm: Vm) -> ExecutionError:
+    """Return the error that says that the VM's holder was killed, and QEMU with it (its parent-death signal is
+    SIGKILL); write down what the holder could not."""
+    name = vm.spec.name
+    at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    with contextlib.suppress(OSError), vm.folders.exits.open("a") as exits:
+        exits.write(f"{at} {QEMU} 0 {ChildState.SIGNALED} {int(signal.SIGKILL)}\n")
+    return ExecutionError(
+        f"QEMU of {name} ended: its holder (vmcoal-holder) was killed",
+        hint=f"if the host ran out of memory, its kernel log says so: journalctl -k; then vmcoal boot {name}",
+    )
+
+
+async def qemu_is_gone(vm: Vm, *, booting: bool) -> bool:
+    """Return whether QEMU has ended, or is to end because its boot failed. One that runs and does not answer has not:
+    the next controller may find it in a better state."""
+    try:
+        return booting or await vm.qemu_pid() is None
+    except UnreachableError:
+        return True
 
 
 async def qemu_failure(vm: Vm) -> ExecutionError:

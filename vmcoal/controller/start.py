@@ -90,7 +90,7 @@ async def _spawn(folders: VmFolders, *options: str) -> None:
     try:
         with open(folders.controller_log, "ab") as log:  # noqa: PTH123, ASYNC230
             child = subprocess.Popen(  # noqa: ASYNC220
-                [sys.executable, "-m", "vmcoal.controller", name, "--ready-fd", str(write), *options],
+                [sys.executable, "-P", "-m", "vmcoal.controller", name, "--ready-fd", str(write), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -7,10 +7,11 @@ followed by one that undoes the same way. Every undo is idempotent: it may find 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from vmcoal.controller.journal import Journal, OpenStep
@@ -33,19 +34,34 @@ class Transaction:
         self._steps = steps
         self._report = report
         self._number = 0
-        self._text = ""
+        self._told: dict[int, str] = {}
         self._begun: list[OpenStep] = []
         self.seconds: dict[str, float] = {}
 
+    @contextmanager
+    def branch(self) -> Iterator[Transaction]:
+        """One of several lines of work that go on at once: the same transaction, but what it says is its own."""
+        branch = copy.copy(self)
+        branch._number = 0
+        yield branch
+        self._told[branch._number] = ""
+
+    @property
+    def text(self) -> str:
+        """What is under way, for people."""
+        return " and ".join(filter(None, self._told.values()))
+
     def say(self, text: str) -> None:
         """Begin the next numbered step, for people."""
-        self._number += 1
-        self._text = text
+        self._told[self._number] = ""
+        self._number = max(self._told) + 1
+        self._told[self._number] = text
         self._report(self._number, max(self._steps, self._number), text, None, None)
 
     def progress(self, fraction: float, detail: str | None = None) -> None:
-        """Report how far the current step is."""
-        self._report(self._number, max(self._steps, self._number), self._text, fraction, detail)
+        """Report how far the current step is, unless another branch has begun a newer one."""
+        if self._number == max(self._told):
+            self._report(self._number, max(self._steps, self._number), self._told[self._number], fraction, detail)
 
     @asynccontextmanager
     async def step(self, name: str, **undo: Any) -> AsyncIterator[None]:
@@ -120,12 +136,12 @@ def _explained(error: BaseException, kind: str, deadline: float, trans: Transact
         return error
     if isinstance(error, TimeoutError):
         return DeadlineError(
-            f"{kind} did not finish within {deadline:g} s, it was at: {trans._text}",
+            f"{kind} did not finish within {deadline:g} s, it was at: {trans.text}",
             hint="try again with a longer --deadline, and see vmcoal status",
         )
     if isinstance(error, OSError):
-        return ExecutionError(f"{kind} failed at: {trans._text}: {error}")
+        return ExecutionError(f"{kind} failed at: {trans.text}: {error}")
     if isinstance(error, Exception):
         log.exception("%s failed", kind)
-        return InternalError(f"{kind} failed at: {trans._text}: {error!r}", hint="vmcoal logs controller")
+        return InternalError(f"{kind} failed at: {trans.text}: {error!r}", hint="vmcoal logs controller")
     return None

@@ -51,7 +51,6 @@ class VmcoalAgent:
     def __init__(self, link: Link, hello: dict[str, Any]) -> None:
         self._link = link
         self.version = guest_words(hello.get("agent"), 40)
-        self.boot_id = guest_words(hello.get("boot_id"), 40)
 
     async def _call(self, name: str, args: dict[str, Any], deadline: float, progress: Progress | None = None) -> Any:
         def on_event(event: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from vmcoal.errors import ExecutionError
 from vmcoal.guest.initramfs import CpioWriter, copy_libraries, module_closure, module_data, module_name
 from vmcoal.guest.packages import Package, Progress, members, run_tool
 
-BUILDER = 1
+BUILDER = 2
 """Raised whenever the same packages and files would now give another image."""
 
 WANTED = (
@@ -316,6 +316,7 @@ def _own_files(root: Path, agent: Path, init: Path) -> None:
         "profile": "etc/profile",
         "mdev.conf": "etc/mdev.conf",
         "power": "etc/acpi/PWRF/00000080",
+        "poweroff": "usr/sbin/poweroff",
         "agent": "usr/libexec/vmcoal/agent",
         "late": "usr/libexec/vmcoal/late",
         "dhcp": "usr/libexec/vmcoal/dhcp",
@@ -323,6 +324,7 @@ def _own_files(root: Path, agent: Path, init: Path) -> None:
     for name, place in places.items():
         target = root / place
         target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # a link to busybox, in the image and also here
         shutil.copyfile(init / name, target)
         target.chmod(0o755 if target.read_bytes().startswith(b"#!") else 0o644)
     shutil.copyfile(agent, root / "usr/lib/vmcoal/vmcoal_agent.py")
@@ -349,7 +351,12 @@ def _compile_python(root: Path) -> None:
     link.symlink_to(interpreters[-1].name)
     (root / "usr/bin/python").unlink(missing_ok=True)
     (root / "usr/bin/python").symlink_to("python3")
-    environment = {"PYTHONHOME": str(root / "usr"), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ""}
+    environment = {
+        "PYTHONHOME": str(root / "usr"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": "",
+        "PYTHONHASHSEED": "0",
+    }
     library = root / "usr/lib" / interpreters[-1].name
 
     def run(arguments: Sequence[str], what: str) -> None:

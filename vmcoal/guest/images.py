@@ -123,6 +123,8 @@ def build_default(progress: Progress = quiet, *, cache: Path | None = None, refr
         )
         # Every new agent makes a new image, and an old one is made again in seconds.
         store.trim("default", keep=_DEFAULT_KEPT)
+        for old in set(store.packages.glob("*.deb")) - set(files.values()):
+            old.unlink(missing_ok=True)
         return image
 
 

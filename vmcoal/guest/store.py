@@ -193,8 +193,18 @@ class Store:
             self._remove(image)
             removed.append(image)
         if kind is None:
-            shutil.rmtree(self.packages, ignore_errors=True)
+            self._forget_packages()
         return removed, kept
+
+    def _forget_packages(self) -> None:
+        with suppress(OSError):
+            lock = os.open(self.images / "default.lock", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                # A build that goes on is using them, and BlockingIOError is an OSError.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(self.packages, ignore_errors=True)
+            finally:
+                os.close(lock)
 
     def _remove(self, image: Image) -> None:
         try:

@@ -15,7 +15,7 @@ from vmcoal.errors import DeadlineError, NotFoundError, RefusedError, Unreachabl
 from vmcoal.holding.children import ExitEvent
 from vmcoal.lending.api import ReclaimResult
 from vmcoal.lending.book import Entry, LeaseBook
-from vmcoal.lending.journal import LenderJournal
+from vmcoal.lending.journal import KEPT_ROWS, LenderJournal
 from vmcoal.lending.memory_server import MemoryServers
 from vmcoal.metrics.lender import LenderMetrics
 from vmcoal.model.lease import Lease, LeaseEvent, LeaseState, MemoryServer, ResourceKind
@@ -78,6 +78,8 @@ class Desk:
             )
         try:
             self._journal.append(entry, event)
+            if self._journal.appended >= KEPT_ROWS:
+                self._journal.prune({other.lease.id for other in self.book.entries() if other.held} | {entry.lease.id})
             self._troubles.pop("journal", None)
         except VmcoalError as error:
             self._troubles["journal"] = f"{error.message}; {error.hint}"

@@ -18,7 +18,7 @@ from vmcoal.model.lease import LeaseEvent
 
 VERSION = 1
 KEPT_ROWS = 2000
-"""Rows of ended leases that a start leaves for people to read."""
+"""Rows of ended leases that stay for people to read."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS log (
@@ -36,10 +36,13 @@ class LenderJournal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.appended = 0
+        """Rows since the last `prune`."""
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=5.0)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA cache_size=-128")  # KiB; else the process grows with what it appends
             self._db.executescript(_SCHEMA)
             version = int(self.get("version") or VERSION)
         except (sqlite3.Error, ValueError) as error:
@@ -61,6 +64,7 @@ class LenderJournal:
         row = (time.time(), entry.lease.id, event.value if event else None, msgspec.json.encode(entry))
         try:
             self._db.execute("INSERT INTO log (at, lease, event, entry) VALUES (?, ?, ?, ?)", row)
+            self.appended += 1
         except sqlite3.Error as error:
             raise ExecutionError(
                 f"cannot write the journal {self.path}: {error}", hint="free space in the state folder"
@@ -85,13 +89,19 @@ class LenderJournal:
         return [(at, event, msgspec.json.decode(blob, type=Entry)) for at, event, blob in rows]
 
     def prune(self, keep: set[str]) -> None:
-        """Drop all but the newest `KEPT_ROWS` rows, and never a row of the leases in ``keep``."""
-        with self._db:
-            marks = ",".join("?" * len(keep))
+        """Drop all but the newest `KEPT_ROWS` rows, and never a row of the leases in ``keep``; raises
+        `ExecutionError`."""
+        marks = ",".join("?" * len(keep))
+        try:
             self._db.execute(
                 f"DELETE FROM log WHERE seq <= (SELECT MAX(seq) FROM log) - ? AND lease NOT IN ({marks})",  # noqa: S608
                 (KEPT_ROWS, *sorted(keep)),
             )
+        except sqlite3.Error as error:
+            raise ExecutionError(
+                f"cannot shorten the journal {self.path}: {error}", hint="free space in the state folder"
+            ) from error
+        self.appended = 0
 
     def get(self, key: str) -> str | None:
         """Return a fact about the lender itself (``epoch``, ``cordoned``, ``boot_id``), or ``None``."""

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from vmcoal.backends import nbd, strays
@@ -24,6 +25,7 @@ from vmcoal.lending import cgroup
 from vmcoal.lending.book import Entry
 from vmcoal.model.lease import MemoryServer
 from vmcoal.model.units import format_size
+from vmcoal.together import together
 
 THREADS = 1
 """Requests of one connection that nbdkit works on at once: the borrower's proxy has several connections, and one
@@ -67,8 +69,9 @@ class MemoryServers:
             undo.push_async_callback(self.stop, entry)
             psk = nbd.new_psk()
             nbd.write_psk(self._psk_file(lease), lease, psk)
-            await self._reserve(entry)
-            port = await self._serve(entry, 0)
+            self._create(entry)
+            # nbdkit starts meanwhile: nobody reads what it serves before the lease is granted.
+            _, port = await together(self._fill(entry), self._serve(entry, 0))
             undo.pop_all()
         return self._describe(entry, port, psk)
 
@@ -133,8 +136,8 @@ class MemoryServers:
 
     # Steps
 
-    async def _reserve(self, entry: Entry) -> None:
-        lease, file = entry.lease, self.file(entry)
+    def _create(self, entry: Entry) -> None:
+        lease = entry.lease
         make_private(shm_home())
         available = Host().memory_available()
         if lease.committed > available:
@@ -144,11 +147,24 @@ class MemoryServers:
                 host=lease.lender,
                 hint="ask for less, or another lender",
             )
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
+        with self._opened(entry, os.O_CREAT | os.O_EXCL) as descriptor:
             os.ftruncate(descriptor, lease.amount)
-            if lease.committed == lease.amount:
-                await _allocate(descriptor, lease.amount)
+
+    async def _fill(self, entry: Entry) -> int:
+        """Reserve what the lease commits as a whole; returns how many bytes that is."""
+        lease = entry.lease
+        if lease.committed < lease.amount:
+            return 0
+        with self._opened(entry) as descriptor:
+            await _allocate(descriptor, lease.amount)
+        return lease.amount
+
+    @contextlib.contextmanager
+    def _opened(self, entry: Entry, flags: int = 0) -> Iterator[int]:
+        lease, file = entry.lease, self.file(entry)
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        try:
+            yield descriptor
         except OSError as error:
             raise ExecutionError(
                 f"{format_size(lease.amount)} cannot be reserved in {file.parent}: {error.strerror}",
