@@ -71,6 +71,13 @@ static bool parse_options(int argc, char **argv, struct options *options)
 	return false;
 }
 
+/* Nothing has to be put in order: what must outlive this process is with the holder at every moment. */
+static void end(int signal)
+{
+	(void)signal;
+	_exit(0);
+}
+
 int main(int argc, char **argv)
 {
 	struct options options = {.lanes = 2, .deadline_ms = 3000};
@@ -80,6 +87,7 @@ int main(int argc, char **argv)
 	if (!parse_options(argc, argv, &options))
 		return 2;
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGTERM, end);
 	control.engine = &engine;
 	control.holder = keep_connect(options.holder);
 	if (control.holder < 0) {

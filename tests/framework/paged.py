@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vmcoal.holding.binaries import find_binary
+from framework.native import helper
 
 DEADLINE = 60.0
 
@@ -21,9 +21,8 @@ class PagedGuest:
         self._environment = environment
 
     async def __aenter__(self) -> Self:
-        binaries = find_binary("vmcoal-pager").parent
         self.process = await asyncio.create_subprocess_exec(
-            str(binaries / "tests" / "paged-guest"),
+            str(helper("paged-guest")),
             str(self._file),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

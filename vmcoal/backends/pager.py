@@ -33,9 +33,6 @@ from vmcoal.holding.client import ChildSpec, Holder, Restart
 from vmcoal.layout import VmFolders, make_private, shm_home
 from vmcoal.model.lease import Lease, MemoryServer
 
-CACHE = 512 << 20
-"""Bytes of borrowed memory that may be on this host at a time, unless told otherwise."""
-
 CHILD = "pager"
 FILE = "memory"
 REMEDY = "as root, or let users have it: sysctl vm.unprivileged_userfaultfd=1, or a udev rule for /dev/userfaultfd"
@@ -48,7 +45,7 @@ _POLL = 0.01
 class PagerEngine:
     """Implements `vmcoal.backends.base.MemoryEngine` for one VM.
 
-    ``cache`` bytes of borrowed memory stay on this host; ``request_deadline`` seconds without an answer end a
+    At most ``cache`` bytes of borrowed memory are on this host; ``request_deadline`` seconds without an answer end a
     connection to a lender; ``lanes`` threads serve faults. QEMU must be started with `environment`.
     """
 
@@ -57,13 +54,13 @@ class PagerEngine:
         holder: Holder,
         folders: VmFolders,
         *,
-        cache: int = CACHE,
+        cache: int | None = None,
         lanes: int = 2,
         request_deadline: float = 3.0,
     ) -> None:
         self._holder = holder
         self._folders = folders
-        self._cache = cache
+        self._cache = default_cache() if cache is None else cache
         self._lanes = lanes
         self._request_deadline = request_deadline
 
@@ -323,6 +320,12 @@ class PagerEngine:
         if not await self._runs():
             return None
         return (await self.stats(deadline=deadline)).regions.get(lease)
+
+
+def default_cache() -> int:
+    """Return how many bytes of borrowed memory may be on this host unless told otherwise: a sixteenth of its memory."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(1 << 30, max(64 << 20, total // 16)) // 4096 * 4096
 
 
 def missing() -> str | None:
