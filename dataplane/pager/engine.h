@@ -51,6 +51,7 @@ enum counter {
 	STAT_DEFERRED,	    /* faults that waited for room */
 	STAT_INVALID,	    /* pages from a store that were not what was sealed */
 	STAT_RETRIED,	    /* reads sent to another store */
+	STAT_TRIMMED,	    /* pages that stores were told to forget */
 	STAT_RESYNCED,	    /* pages copied to a store that had missed them */
 	COUNTERS,
 };
@@ -88,6 +89,11 @@ struct fault {
 	enum page_event event;
 };
 
+struct extent {
+	struct region *region;
+	uint32_t page, count;
+};
+
 struct engine {
 	pthread_mutex_t lock;
 	pthread_cond_t idle; /* a busy page is not busy any more, or a lane let go of a region */
@@ -104,6 +110,8 @@ struct engine {
 	unsigned held_next;
 	struct fault *deferred;
 	unsigned deferred_count, deferred_room;
+	struct extent *trims; /* pages that stores may forget */
+	unsigned trim_count, trim_room;
 	uint64_t stats[COUNTERS];
 	uint64_t latency[HISTOGRAM]; /* of fetches that a fault waited for: number i took less than 2^i microseconds */
 	unsigned waiters;
@@ -137,6 +145,7 @@ struct operation {
 	uint32_t page; /* of the region */
 	uint32_t count;
 	bool demand;
+	bool trim; /* a STORE of nothing */
 	uint32_t marker; /* this one of them marks a stream; RUN_MAX: none */
 	unsigned tried;	 /* stores whose bytes were not valid, or that failed, as bits */
 	unsigned wrong;	 /* stores that answered with other bytes */
@@ -191,6 +200,9 @@ void faults_resume(struct lane *lane);
 /* evict.c */
 /* Make room; `wanted` pages more than is kept free in any case. */
 void evict(struct lane *lane, uint32_t wanted);
+/* Have stores forget pages that are zeros now. */
+void trim(struct lane *lane);
+void trim_later(struct engine *engine, struct region *region, uint32_t page, uint32_t count);
 void store_answered(struct lane *lane, struct request *request);
 /* Bring stores up to date that missed pages, by way of the cache. */
 void resync(struct lane *lane);

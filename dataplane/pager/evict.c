@@ -4,7 +4,7 @@
 
 #include "engine.h"
 
-enum { VICTIMS = 256, STORING_MAX = 32 << 20, BLOCKED_US = 50000, RESYNC_US = 5000 };
+enum { VICTIMS = 256, STORING_MAX = 32 << 20, BLOCKED_US = 50000, RESYNC_US = 5000, TRIM_RUNS = 64 };
 
 struct victim {
 	struct view *view;
@@ -52,15 +52,19 @@ static void drop(struct lane *lane, const struct victim *victims, uint32_t count
 static void drop_zeros(struct lane *lane, struct view *view, uint32_t page, uint32_t count)
 {
 	struct engine *engine = lane->engine;
+	bool stored = false;
 
 	pthread_mutex_lock(&engine->lock);
 	for (uint32_t i = 0; i < count; i++) {
 		table_step(engine, view->region, page + i, EVENT_IS_ZERO);
+		stored |= table_record(view->region, page + i)->version != 0;
 		table_record(view->region, page + i)->version = 0;
 		for (unsigned store = 0; store < META_STORES; store++)
 			table_note_behind(view->region, store, page + i, false);
 	}
 	engine->stats[STAT_STORED_ZERO] += count;
+	if (stored)
+		trim_later(engine, view->region, page, count);
 	pthread_mutex_unlock(&engine->lock);
 	memory_drop(view->region, page, count);
 	table_release(engine, view->region, page, count, false, false);
@@ -89,7 +93,7 @@ static void finish(struct lane *lane, struct operation *operation)
 			*table_record(region, page) = operation->records[i];
 			for (unsigned store = 0; store < META_STORES; store++)
 				table_note_behind(region, store, page,
-						  operation->view->stores[store].address[0] &&
+						  !operation->trim && operation->view->stores[store].address[0] &&
 							  !(operation->stored & 1U << store));
 			break;
 		default:
@@ -101,7 +105,7 @@ static void finish(struct lane *lane, struct operation *operation)
 			policy_return(&engine->policy, region->first + page);
 	}
 	if (operation->stored)
-		engine->stats[STAT_STORED] += operation->count;
+		engine->stats[operation->trim ? STAT_TRIMMED : STAT_STORED] += operation->count;
 	pthread_mutex_unlock(&engine->lock);
 	for (uint32_t i = 0, run; i < operation->count; i += run) {
 		for (run = 1; i + run < operation->count && actions[i + run] == actions[i]; run++)
@@ -153,6 +157,7 @@ static void store_send(struct lane *lane, struct operation *operation)
 			abort();
 		request->owner = operation;
 		request->write = true;
+		request->trim = operation->trim;
 		request->buffer = operation->buffer;
 		request->bytes = operation->count * PAGE_SIZE;
 		operation->pending++;
@@ -160,6 +165,58 @@ static void store_send(struct lane *lane, struct operation *operation)
 	}
 	if (!--operation->pending)
 		finish(lane, operation);
+}
+
+void trim_later(struct engine *engine, struct region *region, uint32_t page, uint32_t count)
+{
+	if (engine->trim_count == engine->trim_room) {
+		engine->trim_room = engine->trim_room ? engine->trim_room * 2 : 64;
+		engine->trims = realloc(engine->trims, engine->trim_room * sizeof *engine->trims);
+		if (!engine->trims)
+			abort();
+	}
+	engine->trims[engine->trim_count++] = (struct extent){region, page, count};
+}
+
+/* What a store keeps of a page that is zeros is harmless, so a trim that cannot be sent now is not sent later. */
+void trim(struct lane *lane)
+{
+	struct engine *engine = lane->engine;
+
+	while (!lane->number && lane->storing < STORING_MAX) {
+		struct operation *operations[TRIM_RUNS];
+		unsigned count = 0;
+		struct extent *extent;
+		struct view *view;
+
+		pthread_mutex_lock(&engine->lock);
+		if (!engine->trim_count) {
+			pthread_mutex_unlock(&engine->lock);
+			return;
+		}
+		extent = &engine->trims[engine->trim_count - 1];
+		view = lane->views[extent->region->slot];
+		while (extent->count && count < TRIM_RUNS) {
+			uint32_t run = 0;
+
+			while (view && run < extent->count && run < RUN_MAX &&
+			       *table_byte(engine, extent->region, extent->page + run) == PAGE_ZERO)
+				table_step(engine, extent->region, extent->page + run++, EVENT_TRIM);
+			if (run) {
+				operations[count] = operation_new(view, STORE, extent->page, run);
+				operations[count++]->trim = true;
+			} else {
+				run = 1;
+			}
+			extent->page += run;
+			extent->count -= run;
+		}
+		if (!extent->count)
+			engine->trim_count--;
+		pthread_mutex_unlock(&engine->lock);
+		for (unsigned i = 0; i < count; i++)
+			store_send(lane, operations[i]);
+	}
 }
 
 /* Seal a run of pages, which are busy and on their way home, and send it. */

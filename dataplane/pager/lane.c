@@ -396,6 +396,7 @@ static void *lane_run(void *argument)
 		next = check_links(lane, now);
 		requests_done(lane);
 		evict(lane, 0);
+		trim(lane);
 		resync(lane);
 		requests_done(lane);
 		faults_resume(lane);

@@ -169,7 +169,9 @@ void link_send(struct link *link, struct request *request, uint64_t offset)
 	TAILQ_INSERT_TAIL(&link->sent, request, entry);
 	link->sent_count++;
 	link->sent_bytes += request->bytes;
-	if (request->write)
+	if (request->trim)
+		cookie = nbd_aio_trim(link->nbd, request->bytes, offset, callback, 0);
+	else if (request->write)
 		cookie = nbd_aio_pwrite(link->nbd, request->buffer, request->bytes, offset, callback, 0);
 	else
 		cookie = nbd_aio_pread(link->nbd, request->buffer, request->bytes, offset, callback, 0);

@@ -29,6 +29,7 @@ struct request {
 	char *buffer;
 	uint32_t bytes;
 	bool write;
+	bool trim; /* a write without bytes: the store forgets what it has there */
 	bool failed;
 	int64_t sent_us;
 };

@@ -14,7 +14,7 @@
  *   DIRTY        store  modified  yes                may differ from home; a takeover takes every resident page for this
  *   WRITE        store  modified  yes, protected     sealed, on its way home; will be dropped
  *   REDIRTY      store  modified  yes                written again on the way home
- *   WRITE_DROP   local  -         no                 discarded on the way home
+ *   WRITE_DROP   local  -         no                 discarded on the way home, or the stores are being told to forget it
  *   LOST         store  invalid   no                 no store gave valid bytes: whoever needs them waits
  *
  * Peers as homes will add states here and nowhere else.
@@ -59,6 +59,7 @@ enum page_event {
 	EVENT_STORED,	   /* the stores have it */
 	EVENT_NOT_STORED,  /* no store took it */
 	EVENT_DISCARD,	   /* the guest gave it back */
+	EVENT_TRIM,	   /* stores are to forget what they had of it */
 	EVENT_RETRY,	   /* a store came back: lost pages may be there after all */
 	PAGE_EVENTS,
 };
@@ -77,6 +78,7 @@ enum page_action {
 	ACTION_RELEASE,	   /* free what was held */
 	ACTION_UNPROTECT,  /* make it writable */
 	ACTION_SEAL,	   /* protect, seal, send */
+	ACTION_TRIM,	   /* tell the stores to forget it, as a write that nobody writes over meanwhile */
 	ACTION_DROP,	   /* take the bytes out of the memory, and wake */
 	ACTION_COMMIT_DROP, /* note what the store now has, then as ACTION_DROP */
 	ACTION_COMMIT,	   /* note what the store now has; the bytes here are newer */

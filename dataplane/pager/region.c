@@ -17,7 +17,7 @@ enum { DISCARD_RUN = 512 };
 
 const char *const counter_names[COUNTERS] = {
 	"faults",	"fetched",   "prefetched", "zero",     "markers",    "late",	 "unused",  "stored",
-	"stored-zero", "dropped", "discarded",	 "deferred", "invalid", "retried", "resynced",
+	"stored-zero", "dropped", "discarded",	 "deferred", "invalid", "retried", "trimmed", "resynced",
 };
 
 /* Address space for every page that may ever be; memory only for those that are. */
@@ -284,6 +284,11 @@ bool region_remove(struct engine *engine, struct region *region)
 			engine->deferred[i] = engine->deferred[--engine->deferred_count];
 		else
 			i++;
+	for (unsigned i = 0; i < engine->trim_count;)
+		if (engine->trims[i].region == region)
+			engine->trims[i] = engine->trims[--engine->trim_count];
+		else
+			i++;
 	engine->counts[PAGE_ZERO] -= region->pages;
 	engine->regions[region->slot] = NULL;
 	pthread_mutex_unlock(&engine->lock);
@@ -293,7 +298,7 @@ bool region_remove(struct engine *engine, struct region *region)
 
 static void discard_run(struct engine *engine, struct region *region, uint32_t page, uint32_t count)
 {
-	bool noted = false;
+	bool noted = false, stored = false;
 
 	pthread_mutex_lock(&engine->lock);
 	table_settle(engine, region, page, count);
@@ -306,12 +311,15 @@ static void discard_run(struct engine *engine, struct region *region, uint32_t p
 		if (before != PAGE_FETCH && before != PAGE_FETCH_WRITE && before != PAGE_FETCH_DROP)
 			policy_forget(&engine->policy, region->first + page + i);
 		noted |= before == PAGE_LOST;
+		stored |= table_record(region, page + i)->version || before == PAGE_WRITE || before == PAGE_REDIRTY;
 		table_record(region, page + i)->version = 0;
 		for (unsigned store = 0; store < META_STORES; store++)
 			table_note_behind(region, store, page + i, false);
 		*byte |= PAGE_BUSY;
 	}
 	engine->stats[STAT_DISCARDED] += count;
+	if (stored)
+		trim_later(engine, region, page, count);
 	pthread_mutex_unlock(&engine->lock);
 	memory_drop(region, page, count);
 	/* Who waits for a fetch that goes on must stay noted until it ends. */

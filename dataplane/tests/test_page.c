@@ -120,6 +120,11 @@ static void happen(struct world world, enum page_event event)
 		world.leaving = world.here;
 		world.writing = true;
 		break;
+	case ACTION_TRIM:
+		CHECK(!world.writing && world.record == NONE);
+		world.leaving = NONE;
+		world.writing = true;
+		break;
 	case ACTION_COMMIT_DROP:
 		world.record = world.leaving;
 		/* fall through */
@@ -214,6 +219,8 @@ static void follow(struct world world)
 		happen(world, EVENT_INVALID);
 		happen(world, EVENT_NOT_FETCHED);
 	}
+	if (state == PAGE_ZERO)
+		happen(world, EVENT_TRIM);
 	if (state == PAGE_HELD)
 		happen(world, EVENT_UNHOLD);
 	if (state == PAGE_CLEAN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from vmcoal.backends.base import MemoryEngine
@@ -14,7 +15,8 @@ from vmcoal.layout import VmFolders
 async def choose_memory_engine(
     holder: Holder, folders: VmFolders, qemu: str = "qemu"
 ) -> tuple[MemoryEngine, dict[str, str]]:
-    """Return the page engine where the host can run it, else the FUSE engine, and what QEMU's environment needs.
+    """Return the engine that ``VMCOAL_MEMORY_ENGINE`` names (``fuse`` or ``pager``; ``fuse`` unless told), and what QEMU's environment
+    needs; the FUSE engine where the host cannot run the page engine.
 
     A QEMU that runs already (the holder's child ``qemu``) keeps the engine that it was started for: without the preload
     library it would use paged memory as if it were its own.
@@ -24,7 +26,7 @@ async def choose_memory_engine(
     if running is not None and running.pid:
         if _preloaded(running.pid):
             return pager, pager.environment()
-    elif pager.traits.missing is None:
+    elif os.environ.get("VMCOAL_MEMORY_ENGINE", "fuse") == "pager" and pager.traits.missing is None:
         return pager, pager.environment()
     return FuseEngine(holder, folders), {}
 

@@ -177,7 +177,10 @@ class PagerEngine:
         await nbd.check_export(argv, lease.amount, host=lease.lender, deadline=deadline)
 
     async def _runs(self) -> bool:
-        return any(child.id == CHILD and child.live for child in await self._holder.list())
+        try:
+            return any(child.id == CHILD and child.live for child in await self._holder.list())
+        except UnreachableError:
+            return False  # a holder that is gone took its children with it
 
     async def _start(self, deadline: float) -> None:
         """Start the pager unless it runs. Its listening socket is made here and stays the child's through restarts, so
