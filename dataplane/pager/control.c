@@ -344,8 +344,7 @@ static void take_over_one(const char *name, void *user)
 		region_map(control->engine, region, faults, region->meta->base, region->meta->length);
 	else if (faults >= 0)
 		close(faults);
-	fprintf(stderr, "vmcoal-pager: region %s taken over, %u pages here\n", id,
-		policy_count(&control->engine->policy));
+	fprintf(stderr, "vmcoal-pager: region %s taken over\n", id);
 }
 
 bool control_take_over(struct control *control)

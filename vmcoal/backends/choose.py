@@ -15,8 +15,9 @@ from vmcoal.layout import VmFolders
 async def choose_memory_engine(
     holder: Holder, folders: VmFolders, qemu: str = "qemu"
 ) -> tuple[MemoryEngine, dict[str, str]]:
-    """Return the engine that ``VMCOAL_MEMORY_ENGINE`` names (``fuse`` or ``pager``; ``fuse`` unless told), and what QEMU's environment
-    needs; the FUSE engine where the host cannot run the page engine.
+    """Return the engine that ``VMCOAL_MEMORY_ENGINE`` names, ``fuse`` or ``pager``, and what QEMU's environment needs.
+
+    Unless told it is the FUSE engine, and so it is where the host cannot run the page engine.
 
     A QEMU that runs already (the holder's child ``qemu``) keeps the engine that it was started for: without the preload
     library it would use paged memory as if it were its own.

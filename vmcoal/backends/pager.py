@@ -258,7 +258,8 @@ class PagerEngine:
     async def _clear(self, lease: str, deadline: float = 10.0) -> None:
         """Take away whatever there is of a region; with the last one the pager goes."""
         if await self._runs():
-            with contextlib.suppress(NotFoundError):
+            # Nobody listens when the holder just ended the pager, as it does when QEMU ends.
+            with contextlib.suppress(NotFoundError, UnreachableError):
                 await order(self.socket, "remove", ("id", lease), deadline=deadline)
         shutil.rmtree(self._folder(lease), ignore_errors=True)
         for suffix in ("psk", "psk2"):
