@@ -233,6 +233,31 @@ async def test_heartbeats_keep_a_lease_and_a_new_session_resumes_it(quick: Lendi
         assert (again.lease.state, again.lease.epoch, again.memory) == (LeaseState.ACTIVE, lease.epoch, granted.memory)
 
 
+async def test_a_silent_borrower_whose_data_connection_lives_keeps_everything(quick: Lending) -> None:
+    record = await quick.record()
+    async with session(record) as opened:
+        memory, cpu = await borrow(opened, 8 * MIB), await borrow(opened, 1, kind=CPU)
+    assert memory.memory is not None
+    grace = memory.lease.terms.grace
+    reader, writer = await asyncio.open_connection("127.0.0.1", memory.memory.port)
+    try:
+        await reader.readexactly(16)
+        await asyncio.sleep(4 * grace)  # what is awaited is that nothing happens
+        assert [one.state for one in (await quick.status()).leases] == [LeaseState.UNREACHABLE] * 2
+        async with session(record) as opened:
+            for lease in (memory.lease, cpu.lease):
+                assert (await opened.resume(lease.id, lease.epoch)).lease.state is LeaseState.ACTIVE
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+    async def over() -> bool:
+        return (await quick.status()).leases == ()
+
+    await until(over, "giving back")
+    assert not lent_files()
+
+
 # The operator
 
 

@@ -291,7 +291,7 @@ def test_detach(controller: Start, golden: Callable[[str, str], None]) -> None:
                         cpus_removed=1,
                         memory_removed=512 * MIB,
                         remaining=(ATTACHMENT,),
-                        seconds={"drain": 2.5},
+                        seconds={"drain": 2.25, "total": 2.5},
                         notes=("2 MiB stay: the guest cannot move them",),
                     )
                 )
@@ -419,6 +419,8 @@ BAD = [
     (("attach", "web", "--cpus", "1"), 3, "VM web does not run"),
     (("detach", "--all", "--from", "attic"), 2, "exclude each other"),
     (("exec", "web"), 2, "there is no command to run"),
+    (("exec", "web", "ls", "-l"), 2, "hint: vmcoal exec web -- ls -l"),
+    (("image", "build", "gentoo"), 2, "KIND: 'gentoo' is not one of 'default', 'debian'"),
     (("exec", "web", "-t", "--", "ls"), 2, "stdin is not a terminal"),
     (("console", "web"), 2, "stdin is not a terminal"),
     (("nonsense",), 2, "vmcoal has no command 'nonsense'"),

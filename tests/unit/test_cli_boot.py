@@ -313,6 +313,15 @@ def test_bad_input(arguments: tuple[str, ...], code: int, said: str, started: St
     assert not layout.known_vms()
 
 
+def test_an_ssh_port_in_use(started: Started, kernel: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = vmcoal("boot", "--kernel", kernel, "--ssh-port", str(port))
+    assert done.code == 5
+    assert f"port {port} of 127.0.0.1 is in use" in done.err
+    assert not started.specs
+
+
 @pytest.mark.parametrize("variable", ["XDG_STATE_HOME", "XDG_RUNTIME_DIR"])
 def test_a_folder_that_cannot_be_made(
     variable: str, started: Started, kernel: str, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,7 @@ from vmcoal import layout
 from vmcoal.cli import lend
 from vmcoal.cli.lender_process import start_error
 from vmcoal.cli.lenders import lenders_text, split_address
+from vmcoal.cli.params import local_lenders
 from vmcoal.controller.api import LenderView, Progress
 from vmcoal.errors import ConflictError, ExecutionError, PrerequisiteError, RefusedError, UsageError
 from vmcoal.lending.api import BorrowerView, LenderStatus, PairRequest, ReclaimResult
@@ -169,6 +170,19 @@ def test_several_lenders_need_a_name(barn: Start) -> None:
     done = vmcoal("cordon")
     assert done.code == 2
     assert "give --name, one of attic, barn" in done.err
+
+
+def test_a_lender_that_refused_to_start_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(argv: list[str], folders: layout.LenderFolders, name: str) -> None:
+        raise PrerequisiteError("99 CPUs cannot be lent", hint="lend fewer")
+
+    monkeypatch.setattr("vmcoal.cli.lend.preflight", lambda: None)
+    monkeypatch.setattr("vmcoal.cli.lend.start_lender", refuse)
+    assert vmcoal("lend", "--name", "barn", "--cpus", "99").code == 3
+    assert not local_lenders()
+    layout.lender_folders("attic").make()
+    assert vmcoal("lend", "--name", "attic", "--cpus", "99").code == 3
+    assert local_lenders() == ["attic"]
 
 
 def test_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:

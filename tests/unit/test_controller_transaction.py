@@ -134,3 +134,27 @@ async def test_a_step_that_fails_half_way_is_undone_too(journal: Journal) -> Non
             await world.do(trans, "a")
             await fail(trans)
     assert world.undone == ["b", "a"]
+
+
+async def test_branches_speak_for_themselves(journal: Journal) -> None:
+    world = World()
+    told: list[tuple[int, str, float | None]] = []
+
+    def report(step: int, steps: int, text: str, fraction: float | None, detail: str | None) -> None:
+        told.append((step, text, fraction))
+
+    with pytest.raises(DeadlineError, match=r"it was at: slow$"):
+        async with transaction(journal, world.undos(), "attach", {}, steps=3, deadline=0.05, report=report) as trans:
+            trans.say("first")
+            with trans.branch() as slow:
+                slow.say("slow")
+                with trans.branch() as fast:
+                    fast.say("fast")
+                    slow.progress(0.1)  # not shown: a newer step has begun
+                    fast.progress(0.2)
+                    assert trans.text == "slow and fast"
+                    async with slow.step("b", what="b"), fast.step("a", what="a"):
+                        pass
+                await asyncio.Event().wait()
+    assert told == [(1, "first", None), (2, "slow", None), (3, "fast", None), (3, "fast", 0.2)]
+    assert world.undone == ["a", "b"]

@@ -136,12 +136,12 @@ class FuseEngine:
     async def health(self, lease: str) -> str | None:
         """Return what is wrong with the region of ``lease``, or ``None``."""
         children = {child.id: child for child in await self._holder.list()}
-        for child, what in ((f"{lease}.proxy", "the proxy to its lender"), (f"{lease}.fuse", "its FUSE server")):
+        for child, what in ((f"{lease}.proxy", "the proxy"), (f"{lease}.fuse", "the FUSE server")):
             status = children.get(child)
             if status is None or not status.live:
-                return f"{what} ended: its memory is lost"
+                return f"{what} of lease {lease} ended: its memory is lost"
         if mounts.device_of(self._folders.mount(lease)) is None:
-            return "it is not mounted any more: its memory is lost"
+            return f"lease {lease} is not mounted any more: its memory is lost"
         return None
 
     # Steps

@@ -172,8 +172,8 @@ def _start(spec: MachineSpec, until: str, deadline: float, step: Report, shown: 
     try:
         left = max(1.0, ends - time.monotonic())
         return vm_call(name, "wait", WaitRequest(until="agent", deadline=left), result=VmStatus, deadline=left + 10)
-    except KeyboardInterrupt:
-        shown.close(failed=True)
+    except KeyboardInterrupt as interrupt:
+        shown.close(interrupt)
         note(f"VM {name} runs on; vmcoal status {name} shows it, vmcoal shutdown {name} ends it")
         raise
     except DeadlineError as error:

@@ -38,6 +38,7 @@ _MACHINE_OPTIONS = (
 """Options that make a machine; a VM that has one is booted again without them."""
 
 _ASKED_FOR = "asked for"
+_CHOOSE = "choose image and machine"
 
 
 def refuse_changes(name: str, options: dict[str, Any]) -> None:
@@ -78,10 +79,12 @@ def new_machine(name: str, options: dict[str, Any], defaults: BootDefaults, step
 
     qemu = options["qemu"] or "qemu-system-x86_64"
     accel, reason, version = choose_accel(chosen("accel", defaults.accel), qemu)
-    step(2, "find the image")
+    step(2, _CHOOSE)
     source = boot_source(name, options, chosen("firmware", defaults.firmware), step, dry_run)
     net = parse_net(chosen("net", defaults.net))
     if net.mode == "user":
+        if (port := options["ssh_port"]) and free_port(port) != port:
+            raise ConflictError(f"port {port} of 127.0.0.1 is in use", hint="another --ssh-port, or none: it is chosen")
         net = msgspec.structs.replace(net, ssh_port=options["ssh_port"] or free_port())
     elif options["ssh_port"]:
         raise UsageError("--ssh-port needs user-mode networking", hint="leave --net away, or reach the guest directly")
@@ -163,7 +166,7 @@ def default_source(name: str, step: Report, dry_run: bool) -> KernelBoot:
             raise PrerequisiteError("the default image is not built yet", hint="vmcoal image build")
         found = default_boot(built[0])
     else:
-        found = ensure_default_image(lambda text, fraction: step(2, "find the image", fraction, text))
+        found = ensure_default_image(lambda text, fraction: step(2, _CHOOSE, fraction, text))
     append = f"{found.append} hostname={name}"
     return KernelBoot(str(found.kernel), str(found.initrd), append, found.release)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shlex
 import shutil
 import socket
 import sys
@@ -41,8 +42,19 @@ class _WithCommand(Command):
         if "--" in args:
             at = args.index("--")
             ctx.meta["vmcoal.command"] = args[at + 1 :]
-            args = args[:at]
-        return super().parse_args(ctx, args)
+            return super().parse_args(ctx, args[:at])
+        try:
+            return super().parse_args(ctx, list(args))
+        except click.UsageError as error:
+            words = [word for word in args if not word.startswith("-")]
+            if len(words) < 2:
+                raise
+            vm = next((word for word in words if word in layout.known_vms()), words[0])
+            at = args.index(vm) + 1
+            raise UsageError(
+                "what the guest runs goes behind two hyphens",
+                hint=f"{ctx.command_path} {shlex.join(args[:at])} -- {shlex.join(args[at:])}",
+            ) from error
 
 
 @click.command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from datetime import datetime
 
@@ -31,7 +32,7 @@ from vmcoal.cli.params import (
     yes_option,
 )
 from vmcoal.controller.api import Progress
-from vmcoal.errors import PrerequisiteError, UsageError
+from vmcoal.errors import ConflictError, PrerequisiteError, UsageError
 from vmcoal.lending.api import BorrowerView, DrainRequest, ForgetRequest, LenderStatus, PairRequest, ReclaimResult
 from vmcoal.model.lease import Lease, ResourceKind
 from vmcoal.model.units import format_duration, format_size
@@ -99,12 +100,19 @@ def lend(
         note("nothing was changed")
         return
     preflight()
+    fresh = not folders.state.exists()
     folders.make()
     refuse_running(folders, chosen)
     if foreground:
         sys.stdout.flush()
         os.execv(sys.executable, argv)  # noqa: S606
-    start_lender(argv, folders, chosen)
+    try:
+        start_lender(argv, folders, chosen)
+    except (UsageError, PrerequisiteError, ConflictError):
+        if fresh:  # it refused to start: there shall be no lender of that name
+            shutil.rmtree(folders.state, ignore_errors=True)
+            shutil.rmtree(folders.runtime, ignore_errors=True)
+        raise
     status = lender_call(chosen, "status", result=LenderStatus)
     click.echo(f"lender {chosen} lends {_total(status)} on {', '.join(status.addresses)}")
     note("next: vmcoal lend pair   and, on the borrower, what it prints")
@@ -118,6 +126,7 @@ def _total(status: LenderStatus) -> str:
 
 @lend.command(
     "pair",
+    short_help="Show the code with which one borrower pairs",
     example="""
     vmcoal lend pair
     vmcoal lend pair --grant memory --grant cpu --for 2m
@@ -166,7 +175,9 @@ def _kinds(kinds: tuple[ResourceKind, ...]) -> str:
     return ", ".join(kind.value for kind in kinds) or "nothing"
 
 
-@lend.command("status", example="vmcoal lend status -o json")
+@lend.command(
+    "status", short_help="Show the lenders of this host and their leases", example="vmcoal lend status -o json"
+)
 @local_lender_option
 @output_option
 def status_(name: str | None, form: str) -> None:
@@ -251,7 +262,9 @@ def metrics_(name: str | None) -> None:
     click.echo(lender_call(resolve_local_lender(name), "metrics", result=str).rstrip("\n"))
 
 
-@lend.command("forget", example="vmcoal lend forget laptop")
+@lend.command(
+    "forget", short_help="Forget a borrower, and take back what it borrowed", example="vmcoal lend forget laptop"
+)
 @click.argument("borrower", metavar="BORROWER")
 @local_lender_option
 @deadline_option(30.0, "the borrower has to give back what it has")
@@ -290,7 +303,9 @@ def _reclaim(lender: str, method: str, params: msgspec.Struct, deadline: float, 
         print_json(result)
         return
     done = {"stop": "ended", "drain": "drained", "forget": "forgot the borrower"}[method]
-    text = f"lender {lender} {done}: {counted(len(result.released), 'lease')} came back"
+    text = f"lender {lender} {done}"
+    if result.released or result.taken:
+        text += f": {counted(len(result.released), 'lease')} came back"
     if result.taken:
         text += f", {len(result.taken)} taken: {', '.join(result.taken)}"
     click.echo(text)
@@ -321,7 +336,9 @@ def uncordon(name: str | None, form: str) -> None:
     _switch(name, "uncordon", form)
 
 
-@lend.command("drain", example="vmcoal drain --deadline 2m")
+@lend.command(
+    "drain", short_help="Ask for everything back, and take it after a deadline", example="vmcoal drain --deadline 2m"
+)
 @local_lender_option
 @deadline_option(60.0, "borrowers have to give everything back before it is taken")
 @output_option

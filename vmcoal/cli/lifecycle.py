@@ -90,6 +90,11 @@ def delete(vm: str, yes: bool, dry_run: bool) -> None:
     note(f"VM {name} is gone")
 
 
+def _logs_of(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the words of ``vmcoal logs``."""
+    return [word for word in (*layout.known_vms(), *_LOGS) if word.startswith(incomplete)]
+
+
 @click.command(
     cls=Command,
     example="""
@@ -97,7 +102,7 @@ def delete(vm: str, yes: bool, dry_run: bool) -> None:
     vmcoal logs web qmp --lines 20
     """,
 )
-@click.argument("words", nargs=-1, metavar="[VM] [console|qemu|controller|qmp]")
+@click.argument("words", nargs=-1, metavar="[VM] [console|qemu|controller|qmp]", shell_complete=_logs_of)
 @click.option("-n", "--lines", type=COUNT, help="Only the last so many lines.")
 def logs(words: tuple[str, ...], lines: int | None) -> None:
     """Print what a VM wrote: its serial console (the default), QEMU's stderr, the controller's log or QMP's."""

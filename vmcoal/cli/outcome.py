@@ -56,7 +56,7 @@ def describe(error: VmcoalError) -> str:
     """Return an error as people read it: what failed where, the tail of its stderr, what is left, the next step."""
     lines = [f"vmcoal: error: {printable(str(error))}"]
     stderr = error.details.get("stderr")
-    if isinstance(stderr, str) and stderr.strip():
+    if isinstance(stderr, str) and stderr.strip() and stderr.strip() not in str(error):
         lines += [f"  | {printable(line)}" for line in stderr.strip().splitlines()[-_STDERR_LINES:]]
     if error.left:
         lines.append(f"  left: {printable(error.left)}")
@@ -90,10 +90,16 @@ def _hush_stdout() -> None:
 
 
 def _from_click(error: click.ClickException) -> VmcoalError:
+    from vmcoal.cli.params import name_of
+
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "vmcoal"
-        message = error.format_message().rstrip(".")
-        return UsageError(message[:1].lower() + message[1:], hint=f"{command} --help")
+        if isinstance(error, click.BadParameter) and error.param and not isinstance(error, click.MissingParameter):
+            message = f"{name_of(error.param)}: {error.message.rstrip('.')}"
+        else:
+            message = error.format_message().rstrip(".")
+            message = message[:1].lower() + message[1:]
+        return UsageError(message, hint=f"{command} --help")
     return UsageError(error.format_message())
 
 

@@ -100,13 +100,15 @@ class Steps:
             self._write("\r" + line.ljust(self._width))
             self._width = len(line)
 
-    def close(self, *, failed: bool = False) -> None:
-        """End the open step's line."""
+    def close(self, error: BaseException | None = None) -> None:
+        """End the open step's line; ``error`` is what ended the step."""
         if self._open is None:
             return
         if self._width:
             self._write("\r" + " " * self._width + "\r" + self._head)
-        end = "failed" if failed else format_duration(time.monotonic() - self._began)
+        end = "failed" if error else format_duration(time.monotonic() - self._began)
+        if isinstance(error, KeyboardInterrupt):
+            end = "cancelled"
         self._write(f" {end}\n")
         self._open = None
         self._width = 0
@@ -128,7 +130,7 @@ def steps() -> Iterator[Steps]:
     shown = Steps()
     try:
         yield shown
-    except BaseException:
-        shown.close(failed=True)
+    except BaseException as error:
+        shown.close(error)
         raise
     shown.close()

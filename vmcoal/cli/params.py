@@ -17,10 +17,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_VM = "default"
 
 
-def _name_of(param: click.Parameter | None) -> str:
+def name_of(param: click.Parameter | None) -> str:
+    """Return what people call a parameter: ``--memory``, ``VM``."""
     if isinstance(param, click.Option):
         return max(param.opts, key=len)
-    return param.human_readable_name if param else "value"
+    return param.name.upper() if param and param.name else "value"
 
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class _Parsed(_Type):
         try:
             return self.parse(value)
         except VmcoalError as error:
-            raise UsageError(f"{_name_of(param)}: {error.message}", hint=error.hint) from error
+            raise UsageError(f"{name_of(param)}: {error.message}", hint=error.hint) from error
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:

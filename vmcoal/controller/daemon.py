@@ -25,6 +25,7 @@ from vmcoal.controller.api import (
 )
 from vmcoal.controller.attach import attach
 from vmcoal.controller.detach import detach
+from vmcoal.controller.guest import GuestKeeper
 from vmcoal.controller.loans import Loan, moved
 from vmcoal.controller.reconcile import reconcile
 from vmcoal.controller.server import Client, ControlServer, Handler
@@ -45,9 +46,6 @@ from vmcoal.policy.placement import choose_node
 
 log = logging.getLogger(__name__)
 
-_AGENT_PATIENCE = 600.0
-_AGENT_RETRY = 2.0
-
 
 class Controller:
     """Runs one VM: serves its control socket, keeps its leases, cleans up when it ends."""
@@ -56,6 +54,7 @@ class Controller:
         self._spec = spec
         self._folders = folders
         self._vm: Vm | None = None
+        self._guest: GuestKeeper
         self._failure: VmcoalError | None = None
         self._ready: dict[str, asyncio.Event] = {"qemu": asyncio.Event(), "agent": asyncio.Event()}
         self._ended = asyncio.Event()
@@ -151,7 +150,7 @@ class Controller:
             raise await lifecycle.qemu_failure(self._vm)
         self._vm.state = "running"
         with contextlib.suppress(VmcoalError):
-            await lifecycle.connect_guest(self._vm, deadline=5.0)
+            await self._guest.connect(deadline=5.0, prefer=1.0)
         async with self._vm.turn("reconcile"):
             await reconcile(self._vm)
         for lender in self._vm.book.lenders():
@@ -160,15 +159,20 @@ class Controller:
 
     def _launched(self) -> None:
         self._ready["qemu"].set()
-        self._spawn(self._keep_agent(), "agent")
+        self._spawn(self._guest.keep_agent(), "agent")
+        # The first look at what the engine needs runs programs: better while the guest boots than during an attach.
+        self._spawn(asyncio.to_thread(lambda: self.vm.engine.traits), "memory engine")
+        self._spawn(self._guest.watch_qemu(), "QEMU's events")
         self._spawn(self._holder_ended(), "end of the holder")
         if self._spec.metrics:
             self._spawn(self._serve_metrics(self._spec.metrics), "metrics")
 
     async def _assemble(self, holder: Holder) -> Vm:
-        return await lifecycle.assemble(
+        vm = await lifecycle.assemble(
             self._spec, self._folders, holder, relink=self._relink, revoked=self._revoked, changed=lambda: None
         )
+        self._guest = GuestKeeper(vm, self._ready["agent"])
+        return vm
 
     def _spawn(self, work: Awaitable[Any], name: str) -> None:
         task = asyncio.ensure_future(work)
@@ -180,26 +184,6 @@ class Controller:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s: %s", task.get_name(), error, exc_info=None if isinstance(error, VmcoalError) else error)
-
-    async def _keep_agent(self) -> None:
-        """Connect to the guest's agent, and again whenever it is lost (the guest reboots, the agent restarts)."""
-        vm = self.vm
-        while not self._ended.is_set():
-            try:
-                if vm.agent is None:
-                    await lifecycle.connect_guest(vm, deadline=_AGENT_PATIENCE)
-                assert vm.agent is not None
-                self._ready["agent"].set()
-                log.info("the guest's agent answers")
-                log.info("the guest's agent is gone: %s", await vm.agent.wait_lost())
-            except VmcoalError as error:
-                log.info("the guest's agent: %s", error)
-                await asyncio.sleep(_AGENT_RETRY)
-            if vm.agent is not None:
-                with contextlib.suppress(VmcoalError, OSError):
-                    await vm.agent.close()
-            vm.agent = None
-            self._ready["agent"].clear()
 
     async def _serve_metrics(self, address: str) -> None:
         from vmcoal.metrics.http import serve_metrics
@@ -238,7 +222,8 @@ class Controller:
         if vm.state != "running":
             return
         vm.state = "ending"
-        if await vm.launcher.exit_status() is None:
+        status = await vm.launcher.exit_status()
+        if status is None or status.get("with_holder"):
             failure = lifecycle.holder_lost(vm)
         else:
             failure = await lifecycle.qemu_failure(vm)
@@ -402,9 +387,7 @@ class Controller:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._vm is not None:
             await self._vm.keeper.close()
-            if self._vm.agent is not None:
-                with contextlib.suppress(VmcoalError, OSError):
-                    await self._vm.agent.close()
+            await self._guest.drop_agent()
             self._vm.journal.close()
             with contextlib.suppress(VmcoalError, OSError):
                 await self._vm.holder.close()

@@ -75,6 +75,7 @@ class Keeper:
             self._sessions.pop(lender, None)
             record = self.record(lender)
             session = await LenderSession.connect(record, borrower_identity(), self._vm, deadline=deadline)
+            self.notices.pop(lender, None)  # what still holds is told again
             self._sessions[lender] = session
             return session
 

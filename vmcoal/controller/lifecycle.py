@@ -18,14 +18,13 @@ from vmcoal.controller.journal import Journal
 from vmcoal.controller.keeper import Changed, Keeper, Relink, Revoked
 from vmcoal.controller.loans import LoanBook
 from vmcoal.controller.transaction import Progress
-from vmcoal.controller.vm import QEMU, Vm, cpu_names
+from vmcoal.controller.vm import QEMU, Vm
 from vmcoal.errors import DeadlineError, ExecutionError, NotFoundError, PrerequisiteError, UnreachableError, VmcoalError
-from vmcoal.guest.channel import connect_agent
 from vmcoal.holding.client import ChildState, Holder
 from vmcoal.layout import VmFolders
 from vmcoal.machine.launch import HolderLauncher
 from vmcoal.metrics.controller import ControllerMetrics
-from vmcoal.model.machine import CpuMode, KernelBoot, MachineSpec
+from vmcoal.model.machine import MachineSpec
 
 log = logging.getLogger(__name__)
 
@@ -86,17 +85,6 @@ async def launch(vm: Vm, report: Progress) -> None:
     vm.state = "running"
 
 
-async def connect_guest(vm: Vm, *, deadline: float) -> None:
-    """Wait for the guest's agent, then settle what only the guest can: park far vCPUs that are present from boot."""
-    agent = await connect_agent(vm.folders, deadline=deadline)
-    if vm.spec.cpu_mode is CpuMode.PARKED and not isinstance(vm.spec.boot, KernelBoot):
-        for far in vm.spec.far_nodes:
-            unlent = set(range(far.cpus)) - vm.book.cores(far.node)
-            with contextlib.suppress(VmcoalError):
-                await agent.cpu_set(cpu_names(far.node, unlent), False, deadline=60.0)
-    vm.agent = agent
-
-
 async def power_off(vm: Vm, request: ShutdownRequest, report: Progress) -> ShutdownResult:
     """Power the guest off, by its agent and the power button, then by ending QEMU; give everything back."""
     name = vm.spec.name
@@ -145,6 +133,9 @@ async def clean_up(vm: Vm) -> list[str]:
             log.warning("lease %s: %s", loan.id, error)
             vm.book.drop(loan.id)
         released.append(loan.id)
+    for link in vm.folders.runtime.glob("*.link"):  # of leases that nobody knows any more
+        with contextlib.suppress(VmcoalError):
+            await vm.engine.remove(link.stem, mapped_by=None, deadline=30.0)
     for operation in vm.journal.open_operations():
         vm.journal.end(operation.op, "failed")
     await vm.keeper.close()

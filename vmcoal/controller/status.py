@@ -14,7 +14,7 @@ from vmcoal.model.guest import GuestTopology
 from vmcoal.model.lease import LeaseState, ResourceKind
 from vmcoal.model.machine import CpuMode, MachineSpec
 from vmcoal.model.status import NodeStatus, VmStatus
-from vmcoal.model.units import format_duration
+from vmcoal.model.units import format_duration, format_size
 
 
 async def vm_status(vm: Vm, *, controller_pid: int) -> VmStatus:
@@ -73,7 +73,7 @@ def _troubles(vm: Vm) -> list[str]:
         memory = sum(loan.size for loan in loans)
         if down is not None:
             grace = max(loan.lease.terms.grace for loan in loans)
-            stalls = f"what touches its {memory >> 20} MiB stalls" if memory else "its vCPUs are not renewed"
+            stalls = f"what touches its {format_size(memory)} may stall" if memory else "its vCPUs are not renewed"
             rest = (
                 f"it can still come back within {format_duration(grace - down)}"
                 if down < grace
@@ -83,8 +83,8 @@ def _troubles(vm: Vm) -> list[str]:
                 f"lender {lender} has been unreachable for {format_duration(max(down, 1.0))}: {stalls}, {rest}; "
                 f"bring it back, or end the VM: vmcoal shutdown {name} --force"
             )
-        if lender in vm.keeper.notices:
-            found.append(f"lender {lender}: {vm.keeper.notices[lender]}")
+        if notice := vm.keeper.notices.get(lender):
+            found.append(f"lender {lender}: {notice}")
     for loan in vm.book:
         if loan.problem:
             found.append(f"{loan.problem}; next: vmcoal shutdown {name} --force")

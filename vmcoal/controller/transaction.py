@@ -42,6 +42,7 @@ class Transaction:
     def branch(self) -> Iterator[Transaction]:
         """One of several lines of work that go on at once: the same transaction, but what it says is its own."""
         branch = copy.copy(self)
+        self._told[self._number] = ""
         branch._number = 0
         yield branch
         self._told[branch._number] = ""

@@ -14,7 +14,7 @@ import msgspec
 
 from vmcoal.controller.transaction import Undo
 from vmcoal.controller.vm import Vm, cpu_names
-from vmcoal.errors import NotFoundError, RefusedError, UnreachableError, VmcoalError
+from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UnreachableError, VmcoalError
 from vmcoal.machine import cpu, memory, virtio_mem
 from vmcoal.model.attachment import AttachmentState
 from vmcoal.model.guest import MemorySpan
@@ -45,8 +45,8 @@ def undos(vm: Vm) -> dict[str, Undo]:
                 )
                 granted = reply.lease.id, reply.lease.epoch
             await session.release(*granted)
-        except (RefusedError, NotFoundError):
-            return  # it was never granted, or is gone already
+        except (RefusedError, NotFoundError, ConflictError):
+            return  # it was never granted, or is over already
         except UnreachableError as error:
             log.warning("%s: its lease ends by itself when its time to live is over", error)
 

@@ -163,7 +163,7 @@ class Revoke(_Message, frozen=True, kw_only=True):
 
 
 class Notice(_Message, frozen=True, kw_only=True):
-    """For the user: one line, e.g. that the lender is cordoned."""
+    """For the user: one line, e.g. that the lender is cordoned. It holds until the next one; an empty one ends it."""
 
     text: str
 

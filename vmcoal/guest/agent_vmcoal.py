@@ -33,6 +33,7 @@ OnOutput = Callable[[int, bytes], Awaitable[None]]
 _WINDOW = 128 * 1024
 _INPUT_CHUNK = 32 * 1024
 _COMMAND_MAX = 192 * 1024
+_START = 30.0
 _UNSEEN = "does the guest's kernel take hotplug? see `vmcoal doctor` and `vmcoal console`"
 _UPDATE = "install the agent that comes with this vmcoal in the guest (guest-agent/README.md)"
 
@@ -199,9 +200,11 @@ class VmcoalAgent:
         }
         chunks: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue()
         credit = _WINDOW
+        started = asyncio.Event()
 
         def on_event(event: dict[str, Any]) -> bool:
             nonlocal credit
+            started.set()
             if event.get("event") == "started":
                 return True
             try:
@@ -216,9 +219,11 @@ class VmcoalAgent:
 
         rid, future = self._link.begin("exec", args, on_event, endless=True)
         future.add_done_callback(lambda _: chunks.put_nowait(None))
+        future.add_done_callback(lambda _: started.set())
         feeder = asyncio.create_task(self._feed(rid, stdin)) if stdin is not None else None
         try:
             async with asyncio.timeout(deadline):
+                await self._started(started)
                 while (chunk := await chunks.get()) is not None:
                     await on_output(*chunk)
                     credit += len(chunk[1])
@@ -240,6 +245,17 @@ class VmcoalAgent:
                 feeder.cancel()
                 await asyncio.gather(feeder, return_exceptions=True)
         return answers.convert(answer, CommandEnd)
+
+    async def _started(self, started: asyncio.Event) -> None:
+        """Wait until a command runs or failed; it may then take as long as it likes."""
+        try:
+            async with asyncio.timeout(_START):
+                await started.wait()
+        except TimeoutError:
+            raise UnreachableError(
+                f"the guest's agent did not start the command within {_START:g} s",
+                hint="the guest or its agent hangs: see vmcoal status and vmcoal logs",
+            ) from None
 
     async def _feed(self, rid: int, stdin: asyncio.Queue[CommandInput]) -> None:
         """Give a command its input; each piece waits until the command took it."""

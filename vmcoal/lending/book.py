@@ -77,7 +77,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
     ``token`` the borrower's name for its request; ``generation`` the nonce of the bytes; ``port`` of the server, 0
     where there is none; ``heard`` the last message; ``since`` when its state began; ``revoke_by`` when it is taken
-    back; ``reason`` why it ends or ended; ``held`` while the server and its bytes are there.
+    back; ``reason`` why it ends or ended; ``held`` while the server and its bytes are there; ``peer`` the IP address
+    that its borrower came from last.
     """
 
     lease: Lease
@@ -89,6 +90,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     revoke_by: float | None = None
     reason: str = ""
     held: bool = True
+    peer: str = ""
 
     @property
     def live(self) -> bool:
@@ -175,6 +177,7 @@ class LeaseBook:
         committed: int,
         ttl: float,
         grace: float,
+        peer: str = "",
     ) -> Entry:
         """Admit a request and return its entry, `REQUESTED`; a token that is known returns the lease it got.
 
@@ -205,7 +208,7 @@ class LeaseBook:
             vm=vm,
             terms=self.limits.terms(ttl, grace),
         )
-        entry = Entry(lease=lease, token=token, generation=self._new_id(), heard=now, since=now)
+        entry = Entry(lease=lease, token=token, generation=self._new_id(), heard=now, since=now, peer=peer)
         self._put(entry, E.REQUEST)
         self.epoch = lease.epoch
         return entry
@@ -319,6 +322,22 @@ class LeaseBook:
             return entry
         return self._move(now, entry, E.RESCIND if entry.lease.state is S.REQUESTED else E.FORCE, reason)
 
+    def came(self, borrower: str, vm: str, peer: str) -> None:
+        """A session of a VM began, from IP address ``peer``."""
+        for entry in self.live():
+            if (entry.lease.borrower, entry.lease.vm) == (borrower, vm) and entry.peer != peer:
+                self._put(msgspec.structs.replace(entry, peer=peer), None)
+
+    def expiring(self, now: float) -> list[Entry]:
+        """Return the used leases that silence alone ends at the next `sweep`."""
+        return [e for e in self.live() if e.lease.state in _USED and (due := self._end(e)) is not None and now >= due]
+
+    def alive(self, now: float, borrower: str, vm: str) -> None:
+        """A VM that says nothing still uses what it borrowed: its grace begins again."""
+        for entry in self.live():
+            if (entry.lease.borrower, entry.lease.vm) == (borrower, vm) and entry.lease.state in _USED:
+                self._entries[entry.lease.id] = msgspec.structs.replace(entry, heard=now)
+
     def lost(self, now: float, borrower: str, vm: str) -> None:
         """The session of a VM broke off: its used leases are unreachable at once, not after missed heartbeats."""
         for entry in self.live():
@@ -417,5 +436,8 @@ class LeaseBook:
 
 _CAN_BE_LOST = frozenset({S.ATTACHING, S.ACTIVE, S.DRAINING})
 """A lease that is granted and not used yet ends with its TTL; it has no bytes worth a grace."""
+
+_USED = _CAN_BE_LOST | {S.UNREACHABLE}
+"""Where a lease may have bytes that somebody uses."""
 
 _UNLIMITED = Offer(lender="", cpus_free=0, cpus_total=0, memory_free=1 << 62, memory_total=1 << 62)

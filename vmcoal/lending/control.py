@@ -194,8 +194,7 @@ class Commands:
             return
         self._journal.set("cordoned", str(int(cordoned)))
         book.cordoned = cordoned
-        state = "lends nothing new" if cordoned else "lends again"
-        self._sessions.notice(f"{book.lender} {state}")
+        self._sessions.notice()
 
     def _view(self, record: BorrowerRecord) -> BorrowerView:
         return BorrowerView(

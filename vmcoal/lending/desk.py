@@ -215,6 +215,7 @@ class Desk:
         with self._changes() as changed:
             while True:
                 changed.clear()
+                self._spare_the_connected()
                 self.book.sweep(self.now())
                 self._check_use()
                 self.reap()
@@ -310,6 +311,16 @@ class Desk:
         except VmcoalError as error:
             log.error("lease %s is over, but its bytes are not back: %s", lease, error)
             self._troubles[trouble] = f"the bytes of lease {lease} are not back yet: {error.message}"
+
+    def _spare_the_connected(self) -> None:
+        """Take no lease from a VM whose data connection lives: only its controller is silent, and will be back."""
+        silent = {(entry.lease.borrower, entry.lease.vm) for entry in self.book.expiring(self.now())}
+        for entry in self.book.live() if silent else ():
+            vm = entry.lease.borrower, entry.lease.vm
+            if vm in silent and self.servers.in_use(entry):
+                log.info("%s/%s is silent, but uses lease %s: it is kept", *vm, entry.lease.id)
+                self.book.alive(self.now(), *vm)
+                silent.discard(vm)
 
     def _check_use(self) -> None:
         """Take back granular leases that hold more bytes than they committed: the others' promises rest on it."""

@@ -21,7 +21,7 @@ from vmcoal.holding.children import ChildSpec, Restart
 from vmcoal.holding.client import Holder
 from vmcoal.host.facts import Host
 from vmcoal.layout import LenderFolders, make_private, shm_home
-from vmcoal.lending import cgroup
+from vmcoal.lending import cgroup, connections
 from vmcoal.lending.book import Entry
 from vmcoal.model.lease import MemoryServer
 from vmcoal.model.units import format_size
@@ -130,6 +130,10 @@ class MemoryServers:
         """Return the tmpfs file of a lease's bytes."""
         return self._folders.memory(entry.lease.id, entry.generation)
 
+    def in_use(self, entry: Entry) -> bool:
+        """Return whether the lease's borrower is connected to its server."""
+        return bool(entry.port and entry.peer and connections.plain(entry.peer) in connections.peers_of(entry.port))
+
     def resident(self, entry: Entry) -> int:
         """Return the bytes of a lease that are really in memory; 0 if there are none."""
         return resident(self._folders, entry)
@@ -177,6 +181,7 @@ class MemoryServers:
     async def _serve(self, entry: Entry, port: int) -> int:
         lease, log = entry.lease.id, self._log(entry.lease.id)
         with self._listen(port) as listener:
+            connections.notice_loss(listener)
             port = int(listener.getsockname()[1])
             argv = nbd.server_argv(self.file(entry), self._export(entry), self._psk_file(lease), threads=THREADS)
             group = self._cgroups and cgroup.lease_group(self._cgroups, lease, entry.lease.amount)

@@ -32,7 +32,10 @@ class Sessions:
     async def serve(self, peer: Peer) -> None:
         """Answer one session until it ends."""
         log.info("%r: session began", peer)
+        self._desk.book.came(peer.borrower.name, peer.vm, peer.address)
         slow = self._peers[peer] = set()
+        if self._desk.book.cordoned:
+            self._tell_cordon(peer)
         for entry in self._desk.book.live():  # what an earlier session may not have been told
             if entry.revoke_by is not None and self._same(peer, entry.lease.borrower, entry.lease.vm):
                 self._tell_revoked(peer, entry, entry.revoke_by - self._desk.now())
@@ -77,10 +80,14 @@ class Sessions:
             if self._same(peer, entry.lease.borrower, entry.lease.vm):
                 self._tell_revoked(peer, entry, deadline)
 
-    def notice(self, text: str) -> None:
-        """Tell every borrower something for its user."""
+    def notice(self) -> None:
+        """Tell every borrower whether the lender is cordoned."""
         for peer in self._peers:
-            peer.send(m.Notice(text=text))
+            self._tell_cordon(peer)
+
+    def _tell_cordon(self, peer: Peer) -> None:
+        book = self._desk.book
+        peer.send(m.Notice(text=f"{book.lender} lends nothing new" if book.cordoned else ""))
 
     @staticmethod
     def _same(peer: Peer, borrower: str, vm: str) -> bool:
@@ -144,4 +151,5 @@ class Sessions:
             committed=message.committed,
             ttl=message.ttl,
             grace=message.grace,
+            peer=peer.address,
         )

@@ -126,7 +126,8 @@ class HolderLauncher:
         return None
 
     async def exit_status(self) -> dict[str, Any] | None:
-        """Return how QEMU ended (``state``, ``code``, ``signal``, ``stderr`` tail), or ``None`` while it runs.
+        """Return how QEMU ended (``state``, ``code``, ``signal``, ``stderr`` tail), or ``None`` while it runs;
+        ``with_holder`` where it was killed with its holder, which wrote nothing down.
 
         ``None`` too where it never ran. Works without the holder, which ends with QEMU.
         """
@@ -147,7 +148,7 @@ class HolderLauncher:
         if self._pid is None:
             return None
         # Its holder was killed and took it along, too fast to write it down.
-        return self._told(ChildState.SIGNALED, 0, 9)
+        return {**self._told(ChildState.SIGNALED, 0, 9), "with_holder": True}
 
     async def kill(self, *, grace: float) -> None:
         """End QEMU: SIGTERM, and SIGKILL after ``grace`` seconds. Its sockets are removed. Idempotent."""
