@@ -60,8 +60,8 @@ class VmcoalError(Exception):
         self.details = details
 
     def __str__(self) -> str:
-        where = f" on {self.host}" if self.host else ""
-        return f"{self.message}{where}"
+        named = not self.host or self.host in self.message.split()
+        return self.message if named else f"{self.message} on {self.host}"
 
     def to_wire(self) -> WireError:
         """Return the error as plain data."""

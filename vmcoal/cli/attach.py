@@ -94,7 +94,8 @@ def attach(
         print_json(result)
         return
     click.echo(attached_line(name, result))
-    note(f"next: vmcoal exec {name} -- lscpu   or   vmcoal status {name}")
+    look = "lscpu" if result.cpus_added else "free -m"
+    note(f"next: vmcoal exec {name} -- {look}   or   vmcoal status {name}")
 
 
 def attached_line(name: str, result: AttachResult) -> str:

@@ -31,7 +31,7 @@ _STEPS = 4
     cls=Command,
     example="""
     vmcoal boot
-    vmcoal boot web --image debian-12-genericcloud-amd64.qcow2 --cpus 2 --memory 2G
+    vmcoal boot web --image debian-12-genericcloud-amd64.qcow2 --seed --memory 2G
     vmcoal boot lab --far-nodes 2 --far-memory 16G --dry-run
     """,
 )
