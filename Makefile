@@ -9,7 +9,7 @@ SOURCES := $(shell find vmcoal qmp guest-agent dataplane tools/list-sources meso
 TESTS ?= tests
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test lint format docs bench bench-attach soak clean
+.PHONY: help setup demo test lint format docs bench bench-attach bench-memory soak clean
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -50,7 +50,10 @@ docs: setup
 bench-attach: setup
 	@$(PYTHON) tools/bench-attach $(BENCH_ARGS)
 
-bench: bench-attach
+bench-memory: setup
+	@PYTHONPATH=tests $(PYTHON) tools/bench-memory
+
+bench: bench-attach bench-memory
 
 soak: setup
 	$(PYTHON) -m pytest -m soak $(PYTEST_ARGS)

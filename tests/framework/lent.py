@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from vmcoal.backends.fuse import FuseEngine
+from vmcoal.backends.pager import PagerEngine
 from vmcoal.errors import UnreachableError
 from vmcoal.holding.client import Holder
 from vmcoal.layout import Folders, lender_folders, vm_folders
@@ -48,6 +49,14 @@ async def fuse_engine() -> AsyncIterator[FuseEngine]:
     folders = vm_folders("dev")
     async with holder_for(folders, "dev") as holder:
         yield FuseEngine(holder, folders)
+
+
+@contextlib.asynccontextmanager
+async def pager_engine(cache: int, *, lanes: int = 2, request_deadline: float = 3.0) -> AsyncIterator[PagerEngine]:
+    """The page engine of VM ``dev`` under a holder of its own."""
+    folders = vm_folders("dev")
+    async with holder_for(folders, "dev") as holder:
+        yield PagerEngine(holder, folders, cache=cache, lanes=lanes, request_deadline=request_deadline)
 
 
 def entry(size: int, committed: int | None = None) -> Entry:

@@ -46,3 +46,11 @@ def build(name: str, *options: str) -> Path:
 def sanitized_bindir() -> Path:
     """Return the folder of executables that the address and undefined-behaviour sanitizers watch."""
     return build("sanitized", "-Db_sanitize=address,undefined") / "dataplane"
+
+
+def helper(name: str) -> Path:
+    """Return a program of dataplane/tests: of the build that ``VMCOAL_BINDIR`` names, else of one made for it."""
+    chosen = os.environ.get("VMCOAL_BINDIR")
+    if chosen and (Path(chosen) / "tests" / name).exists():
+        return Path(chosen) / "tests" / name
+    return build("release", "--buildtype=release") / "dataplane" / "tests" / name

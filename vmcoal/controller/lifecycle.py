@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from vmcoal.backends.fuse import FuseEngine
+from vmcoal.backends.choose import choose_memory_engine
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
 from vmcoal.controller.detach import give_back
 from vmcoal.controller.journal import Journal
@@ -64,14 +64,15 @@ async def assemble(
     """Put the parts of a VM together; nothing is started."""
     journal = Journal(folders.journal)
     book = LoanBook(journal)
+    engine, environment = await choose_memory_engine(holder, folders, QEMU)
     return Vm(
         spec=spec,
         folders=folders,
         journal=journal,
         book=book,
         holder=holder,
-        launcher=HolderLauncher(holder, folders),
-        engine=FuseEngine(holder, folders),
+        launcher=HolderLauncher(holder, folders, environment),
+        engine=engine,
         keeper=Keeper(spec.name, book, relink=relink, revoked=revoked, changed=changed),
         metrics=ControllerMetrics(spec.name),
     )

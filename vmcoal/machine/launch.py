@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,15 @@ def socket_path(folders: VmFolders, channel: str) -> Path:
 
 
 class HolderLauncher:
-    """Starts, finds and ends the QEMU of one VM under ``holder``, with its files in ``folders``."""
+    """Starts, finds and ends the QEMU of one VM under ``holder``, with its files in ``folders``.
 
-    def __init__(self, holder: Holder, folders: VmFolders) -> None:
+    ``environment`` is added to what QEMU inherits: a memory engine may need to be there from the start.
+    """
+
+    def __init__(self, holder: Holder, folders: VmFolders, environment: Mapping[str, str] | None = None) -> None:
         self._holder = holder
         self._folders = folders
+        self._environment = dict(environment or {})
         self._transcript = Transcript(folders.qmp_log)
         self._pid: int | None = None
         self._log_start = 0
@@ -92,7 +97,8 @@ class HolderLauncher:
                 ChildSpec(
                     id=QEMU,
                     argv=argv,
-                    env={key: value for key, value in os.environ.items() if not key.startswith(_NOT_INHERITED)},
+                    env={key: value for key, value in os.environ.items() if not key.startswith(_NOT_INHERITED)}
+                    | self._environment,
                     cwd=self._folders.state,
                     stdout=self._folders.console_log,
                     stderr=self._folders.qemu_log,

@@ -1,0 +1,19 @@
+/* The control socket of the pager (docs/internals/pager-protocol.md): the controller's engine, and the library in QEMU. */
+#pragma once
+
+#include "engine.h"
+#include "loop.h"
+
+struct control {
+	struct loop loop;
+	struct engine *engine;
+	int holder;
+	struct source listener;
+	unsigned connections;
+};
+
+/* Serve on a listening seqpacket socket. */
+bool control_open(struct control *control, int listener);
+
+/* Take over what an earlier pager left with the holder. */
+bool control_take_over(struct control *control);

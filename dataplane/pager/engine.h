@@ -1,0 +1,250 @@
+/* The page engine: what the lanes, the control socket and the parts of the fault path share.
+ *
+ * Lanes are threads that all do the same: each has connections of its own to every store, waits for faults of every
+ * region and for answers, and does what follows by itself: a fault is read, asked for, opened and installed by one
+ * thread, without handing over. The page table, the policy and the streams are under one lock, held for moments and
+ * never over a system call on memory or network; a page that is worked on is BUSY meanwhile (page.h).
+ */
+#pragma once
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "link.h"
+#include "page.h"
+#include "policy.h"
+#include "seal.h"
+#include "stream.h"
+
+enum {
+	REGIONS_MAX = 64,
+	LANES_MAX = 16,
+	RUN_MAX = STREAM_WISH_MAX, /* pages in one request */
+	LINKS = 3,		   /* of a lane to a store: the first for faults alone */
+	HELD_MAX = 512,
+	HISTOGRAM = 32,
+};
+
+enum source_kind { SOURCE_KICK, SOURCE_FAULTS, SOURCE_LINK };
+
+/* What an epoll event of a lane carries. */
+struct tag {
+	enum source_kind kind;
+	struct view *view;
+	struct link *link;
+};
+
+enum counter {
+	STAT_FAULTS,	    /* messages read */
+	STAT_FETCHED,	    /* pages that came from stores */
+	STAT_PREFETCHED,    /* of them, before a fault asked */
+	STAT_ZERO,	    /* pages made here */
+	STAT_MARKERS,	    /* faults on a held page */
+	STAT_LATE,	    /* faults on a page that was on its way */
+	STAT_UNUSED,	    /* markers thrown away */
+	STAT_STORED,	    /* pages sent to stores */
+	STAT_STORED_ZERO,   /* of zeros, so not sent */
+	STAT_DROPPED,	    /* pages evicted */
+	STAT_DISCARDED,	    /* pages given back by the guest */
+	STAT_DEFERRED,	    /* faults that waited for room */
+	STAT_INVALID,	    /* pages from a store that were not what was sealed */
+	STAT_RETRIED,	    /* reads sent to another store */
+	STAT_TRIMMED,	    /* pages that stores were told to forget */
+	STAT_RESYNCED,	    /* pages copied to a store that had missed them */
+	COUNTERS,
+};
+
+extern const char *const counter_names[COUNTERS];
+
+struct region {
+	char id[REGION_ID_MAX + 1];
+	unsigned slot;
+	uint32_t first; /* its first page in the engine's numbers */
+	uint32_t pages;
+	int file, meta_fd;
+	const char *map; /* read-only, of resident pages alone: touching another would make it */
+	struct meta *meta;
+	uint64_t device, inode;
+	struct streams streams;
+	/* Where QEMU maps it; -1: nowhere. It is closed when no lane can use it any more. */
+	_Atomic int faults;
+	uint64_t base;
+	_Atomic bool closing;
+	_Atomic unsigned views;		/* lanes that have not let go of it */
+	_Atomic unsigned attached;	/* lanes that read its faults */
+	int64_t hold_us[META_STORES];	/* no writes to that store before */
+	_Atomic int64_t stalled_us[META_STORES]; /* when a link to it was last given up for silence */
+	unsigned ready[META_STORES];	/* links of all lanes */
+	bool refused[META_STORES];
+	char why[META_STORES][128];
+	uint32_t lost;
+	uint32_t resync[META_STORES]; /* where the next look for a page that the store missed begins */
+};
+
+struct fault {
+	struct region *region;
+	uint32_t page;
+	enum page_event event;
+};
+
+struct extent {
+	struct region *region;
+	uint32_t page, count;
+};
+
+struct engine {
+	pthread_mutex_t lock;
+	pthread_cond_t idle; /* a busy page is not busy any more, or a lane let go of a region */
+	uint8_t *states;
+	struct policy policy;
+	uint32_t budget, charged, writing;
+	uint64_t counts[PAGE_STATES]; /* pages in each state */
+	struct region *regions[REGIONS_MAX];
+	uint64_t serial; /* raised by every change of regions and stores */
+	struct {
+		uint32_t page; /* POLICY_NONE: free */
+		char *bytes;
+	} held[HELD_MAX];
+	unsigned held_next;
+	struct fault *deferred;
+	unsigned deferred_count, deferred_room;
+	struct extent *trims; /* pages that stores may forget */
+	unsigned trim_count, trim_room;
+	uint64_t stats[COUNTERS];
+	uint64_t latency[HISTOGRAM]; /* of fetches that a fault waited for: number i took less than 2^i microseconds */
+	unsigned waiters;
+	struct lane *lanes[LANES_MAX];
+	unsigned lane_count;
+	int64_t deadline_us;
+	uint32_t window_max;
+	bool ending;
+};
+
+/* A region as one lane sees it. */
+struct view {
+	struct region *region;
+	struct tag faults_tag;
+	int faults;
+	struct seal seal;
+	struct link links[META_STORES][LINKS];
+	struct tag tags[META_STORES][LINKS];
+	struct meta_store stores[META_STORES];
+	bool was_ready[META_STORES][LINKS];
+	unsigned operations;
+};
+
+enum operation_kind { FETCH, STORE };
+
+/* Pages in a row that are on their way. */
+struct operation {
+	TAILQ_ENTRY(operation) entry;
+	enum operation_kind kind;
+	struct view *view;
+	uint32_t page; /* of the region */
+	uint32_t count;
+	bool demand;
+	bool trim; /* a STORE of nothing */
+	uint32_t marker; /* this one of them marks a stream; RUN_MAX: none */
+	unsigned tried;	 /* stores whose bytes were not valid, or that failed, as bits */
+	unsigned wrong;	 /* stores that answered with other bytes */
+	unsigned behind; /* stores that are known not to have all of these pages */
+	unsigned pending, stored;
+	int64_t begun_us;
+	char *buffer; /* of a STORE: shared by its requests */
+	struct seal_record records[];
+};
+
+TAILQ_HEAD(operations, operation);
+
+struct lane {
+	struct engine *engine;
+	unsigned number;
+	pthread_t thread;
+	int epoll;
+	int kick;
+	struct tag kick_tag;
+	struct view *views[REGIONS_MAX];
+	uint64_t serial;
+	struct requests done;
+	struct operations parked;  /* fetches that no store can be asked for now */
+	uint64_t storing;	   /* bytes of write-back under way */
+	int64_t evict_us, resync_us, next_us; /* when to try again what could not be done */
+	struct {
+		void *head;
+		unsigned count;
+	} buffers[2];
+};
+
+/* lane.c */
+bool lane_start(struct engine *engine, unsigned number);
+void lane_kick(struct lane *lane);
+char *buffer_get(struct lane *lane, uint32_t pages);
+void buffer_put(struct lane *lane, char *buffer, uint32_t pages);
+struct operation *operation_new(struct view *view, enum operation_kind kind, uint32_t page, uint32_t count);
+void operation_free(struct lane *lane, struct operation *operation);
+/* The best link of a view to `store`, or NULL. */
+unsigned view_store(const struct view *view, const struct link *link);
+struct link *view_link(struct view *view, unsigned store, bool demand);
+
+/* fault.c */
+void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum page_event event);
+/* Under the lock: pages in a row, which are in a state for it, are on their way once `fetch_send` is called. */
+struct operation *fetch_begin(struct view *view, uint32_t page, uint32_t count);
+void fetch_send(struct lane *lane, struct operation *operation);
+void fetch_answered(struct lane *lane, struct request *request);
+void fetch_fail(struct lane *lane, struct operation *operation);
+void faults_resume(struct lane *lane);
+
+/* evict.c */
+/* Make room; `wanted` pages more than is kept free in any case. */
+void evict(struct lane *lane, uint32_t wanted);
+/* Have stores forget pages that are zeros now. */
+void trim(struct lane *lane);
+void trim_later(struct engine *engine, struct region *region, uint32_t page, uint32_t count);
+void store_answered(struct lane *lane, struct request *request);
+/* Bring stores up to date that missed pages, by way of the cache. */
+void resync(struct lane *lane);
+
+/* memory.c: the guest's memory, by system calls */
+bool memory_install(const struct region *region, uint32_t page, uint32_t count, const char *bytes, bool protect);
+void memory_protect(const struct region *region, uint32_t page, uint32_t count, bool protect);
+void memory_drop(const struct region *region, uint32_t page, uint32_t count);
+void memory_wake(const struct region *region, uint32_t page, uint32_t count);
+
+/* table.c: the page table, under the lock */
+void table_set(struct engine *engine, struct region *region, uint32_t page, enum page_state state);
+enum page_state table_state(const struct engine *engine, const struct region *region, uint32_t page);
+struct page_step table_step(struct engine *engine, struct region *region, uint32_t page, enum page_event event);
+uint8_t *table_byte(struct engine *engine, const struct region *region, uint32_t page);
+struct seal_record *table_record(const struct region *region, uint32_t page);
+/* Pages are not busy any more; wakes the threads that met them busy, without the lock. `policy`: the pages are resident
+ * and evictable from now on. Takes and releases the lock. */
+void table_release(struct engine *engine, struct region *region, uint32_t page, uint32_t count, bool insert,
+		   bool demand);
+/* Wait until no page of a range is busy. */
+void table_settle(struct engine *engine, struct region *region, uint32_t page, uint32_t count);
+bool table_behind(const struct region *region, unsigned store, uint32_t page);
+void table_note_behind(struct region *region, unsigned store, uint32_t page, bool behind);
+bool table_room(const struct engine *engine, uint32_t pages);
+uint32_t table_reserve(const struct engine *engine);
+char *held_take(struct engine *engine, uint32_t id);
+/* Keep a page; returns the one that had to go for it, or POLICY_NONE. */
+uint32_t held_put(struct engine *engine, uint32_t id, char *bytes, char **old);
+
+/* region.c */
+bool engine_init(struct engine *engine, uint32_t budget, unsigned lanes, int64_t deadline_us);
+struct region *region_find(struct engine *engine, const char *id);
+struct region *region_by_file(struct engine *engine, uint64_t device, uint64_t inode);
+/* Takes the descriptors. `fresh`: the meta file is new and is filled in. NULL with errno. */
+struct region *region_add(struct engine *engine, const char *id, uint64_t pages, int file, int meta, bool fresh);
+/* QEMU maps it at `base`; takes the userfaultfd. Everything that is in the file is taken for modified. */
+bool region_map(struct engine *engine, struct region *region, int faults, uint64_t base, uint64_t length);
+void region_unmap(struct engine *engine, struct region *region);
+bool region_remove(struct engine *engine, struct region *region);
+void region_discard(struct engine *engine, struct region *region, uint32_t page, uint32_t count);
+/* Change the store of a number; NULL takes it away. What was lost may be there after all. */
+void region_store(struct engine *engine, struct region *region, unsigned number, const struct meta_store *store);
+void engine_budget(struct engine *engine, uint32_t pages);
+void engine_changed(struct engine *engine);

@@ -1,0 +1,416 @@
+/* The way of a page out of the memory: dropped at once where home has it, sealed and stored first where not. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine.h"
+
+enum { VICTIMS = 256, STORING_MAX = 32 << 20, BLOCKED_US = 50000, RESYNC_US = 5000, TRIM_RUNS = 64 };
+
+struct victim {
+	struct view *view;
+	uint32_t page;
+};
+
+static int by_place(const void *left, const void *right)
+{
+	const struct victim *a = left, *b = right;
+
+	if (a->view != b->view)
+		return a->view < b->view ? -1 : 1;
+	return a->page < b->page ? -1 : a->page > b->page;
+}
+
+/* How many of the first victims are pages in a row, at most as many as a request carries. */
+static uint32_t run_of(const struct victim *victims, uint32_t count)
+{
+	uint32_t run = 1;
+
+	while (run < count && run < RUN_MAX && victims[run].view == victims->view &&
+	       victims[run].page == victims->page + run)
+		run++;
+	return run;
+}
+
+/* The link to write to, or NULL where the store cannot take anything now. */
+static struct link *writable(struct lane *lane, struct view *view, unsigned store, int64_t now)
+{
+	struct link *link = view_link(view, store, false);
+
+	return link && view->region->hold_us[store] <= now && lane->storing < STORING_MAX ? link : NULL;
+}
+
+static void drop(struct lane *lane, const struct victim *victims, uint32_t count)
+{
+	for (uint32_t run; count; victims += run, count -= run) {
+		run = run_of(victims, count);
+		memory_drop(victims->view->region, victims->page, run);
+		table_release(lane->engine, victims->view->region, victims->page, run, false, false);
+	}
+}
+
+/* Pages that are all zeros: no store needs to have them. They are dropped. */
+static void drop_zeros(struct lane *lane, struct view *view, uint32_t page, uint32_t count)
+{
+	struct engine *engine = lane->engine;
+	bool stored = false;
+
+	pthread_mutex_lock(&engine->lock);
+	for (uint32_t i = 0; i < count; i++) {
+		table_step(engine, view->region, page + i, EVENT_IS_ZERO);
+		stored |= table_record(view->region, page + i)->version != 0;
+		table_record(view->region, page + i)->version = 0;
+		for (unsigned store = 0; store < META_STORES; store++)
+			table_note_behind(view->region, store, page + i, false);
+	}
+	engine->stats[STAT_STORED_ZERO] += count;
+	if (stored)
+		trim_later(engine, view->region, page, count);
+	pthread_mutex_unlock(&engine->lock);
+	memory_drop(view->region, page, count);
+	table_release(engine, view->region, page, count, false, false);
+}
+
+/* Every store has answered or failed. */
+static void finish(struct lane *lane, struct operation *operation)
+{
+	struct engine *engine = lane->engine;
+	struct region *region = operation->view->region;
+	enum page_action actions[RUN_MAX];
+
+	pthread_mutex_lock(&engine->lock);
+	table_settle(engine, region, operation->page, operation->count);
+	for (uint32_t i = 0; i < operation->count; i++) {
+		uint32_t page = operation->page + i;
+		struct page_step step =
+			table_step(engine, region, page, operation->stored ? EVENT_STORED : EVENT_NOT_STORED);
+
+		actions[i] = step.action;
+		switch (step.action) {
+		case ACTION_COMMIT_DROP:
+			engine->stats[STAT_DROPPED]++;
+			/* fall through */
+		case ACTION_COMMIT:
+			*table_record(region, page) = operation->records[i];
+			for (unsigned store = 0; store < META_STORES; store++)
+				table_note_behind(region, store, page,
+						  !operation->trim && operation->view->stores[store].address[0] &&
+							  !(operation->stored & 1U << store));
+			break;
+		default:
+			break;
+		}
+		if (step.action == ACTION_COMMIT_DROP || step.action == ACTION_UNPROTECT)
+			*table_byte(engine, region, page) |= PAGE_BUSY;
+		else if (step.next == PAGE_DIRTY)
+			policy_return(&engine->policy, region->first + page);
+	}
+	if (operation->stored)
+		engine->stats[operation->trim ? STAT_TRIMMED : STAT_STORED] += operation->count;
+	pthread_mutex_unlock(&engine->lock);
+	for (uint32_t i = 0, run; i < operation->count; i += run) {
+		for (run = 1; i + run < operation->count && actions[i + run] == actions[i]; run++)
+			;
+		if (actions[i] == ACTION_COMMIT_DROP)
+			memory_drop(region, operation->page + i, run);
+		else if (actions[i] == ACTION_UNPROTECT)
+			memory_protect(region, operation->page + i, run, false);
+		else
+			continue;
+		table_release(engine, region, operation->page + i, run, true, false);
+	}
+	lane->storing -= (uint64_t)operation->count * PAGE_SIZE;
+	lane->evict_us = operation->stored ? 0 : now_us() + BLOCKED_US;
+	operation_free(lane, operation);
+}
+
+void store_answered(struct lane *lane, struct request *request)
+{
+	struct operation *operation = request->owner;
+
+	if (!request->failed)
+		operation->stored |= 1U << view_store(operation->view, request->link);
+	free(request);
+	if (!--operation->pending)
+		finish(lane, operation);
+}
+
+/* Send sealed pages to every store that can take them. */
+static void store_send(struct lane *lane, struct operation *operation)
+{
+	struct view *view = operation->view;
+	struct link *links[META_STORES];
+	int64_t now = now_us();
+
+	pthread_mutex_lock(&lane->engine->lock);
+	for (unsigned store = 0; store < META_STORES; store++)
+		links[store] = writable(lane, view, store, now);
+	pthread_mutex_unlock(&lane->engine->lock);
+	lane->storing += (uint64_t)operation->count * PAGE_SIZE;
+	operation->pending = 1;
+	for (unsigned store = 0; store < META_STORES; store++) {
+		struct request *request;
+
+		if (!links[store])
+			continue;
+		request = calloc(1, sizeof *request);
+		if (!request)
+			abort();
+		request->owner = operation;
+		request->write = true;
+		request->trim = operation->trim;
+		request->buffer = operation->buffer;
+		request->bytes = operation->count * PAGE_SIZE;
+		operation->pending++;
+		link_send(links[store], request, (uint64_t)operation->page * PAGE_SIZE);
+	}
+	if (!--operation->pending)
+		finish(lane, operation);
+}
+
+void trim_later(struct engine *engine, struct region *region, uint32_t page, uint32_t count)
+{
+	if (engine->trim_count == engine->trim_room) {
+		engine->trim_room = engine->trim_room ? engine->trim_room * 2 : 64;
+		engine->trims = realloc(engine->trims, engine->trim_room * sizeof *engine->trims);
+		if (!engine->trims)
+			abort();
+	}
+	engine->trims[engine->trim_count++] = (struct extent){region, page, count};
+}
+
+/* What a store keeps of a page that is zeros is harmless, so a trim that cannot be sent now is not sent later. */
+void trim(struct lane *lane)
+{
+	struct engine *engine = lane->engine;
+
+	while (!lane->number && lane->storing < STORING_MAX) {
+		struct operation *operations[TRIM_RUNS];
+		unsigned count = 0;
+		struct extent *extent;
+		struct view *view;
+
+		pthread_mutex_lock(&engine->lock);
+		if (!engine->trim_count) {
+			pthread_mutex_unlock(&engine->lock);
+			return;
+		}
+		extent = &engine->trims[engine->trim_count - 1];
+		view = lane->views[extent->region->slot];
+		while (extent->count && count < TRIM_RUNS) {
+			uint32_t run = 0;
+
+			while (view && run < extent->count && run < RUN_MAX &&
+			       *table_byte(engine, extent->region, extent->page + run) == PAGE_ZERO)
+				table_step(engine, extent->region, extent->page + run++, EVENT_TRIM);
+			if (run) {
+				operations[count] = operation_new(view, STORE, extent->page, run);
+				operations[count++]->trim = true;
+			} else {
+				run = 1;
+			}
+			extent->page += run;
+			extent->count -= run;
+		}
+		if (!extent->count)
+			engine->trim_count--;
+		pthread_mutex_unlock(&engine->lock);
+		for (unsigned i = 0; i < count; i++)
+			store_send(lane, operations[i]);
+	}
+}
+
+/* Seal a run of pages, which are busy and on their way home, and send it. */
+static void store(struct lane *lane, struct view *view, uint32_t page, uint32_t count)
+{
+	struct region *region = view->region;
+	const char *bytes = region->map + (size_t)page * PAGE_SIZE;
+
+	memory_protect(region, page, count, true);
+	for (uint32_t i = 0, run; i < count; i += run) {
+		bool zero = page_is_zero(bytes + (size_t)i * PAGE_SIZE);
+		struct operation *operation;
+		uint64_t version;
+
+		for (run = 1; i + run < count && page_is_zero(bytes + (size_t)(i + run) * PAGE_SIZE) == zero; run++)
+			;
+		if (zero) {
+			drop_zeros(lane, view, page + i, run);
+			continue;
+		}
+		operation = operation_new(view, STORE, page + i, run);
+		operation->buffer = buffer_get(lane, run);
+		version = atomic_fetch_add(&region->meta->seals, run) + 1;
+		for (uint32_t n = 0; n < run; n++)
+			if (!seal_page(&view->seal, page + i + n, version + n, bytes + (size_t)(i + n) * PAGE_SIZE,
+				       operation->buffer + (size_t)n * PAGE_SIZE, &operation->records[n]))
+				abort();
+		table_release(lane->engine, region, page + i, run, false, false);
+		store_send(lane, operation);
+	}
+}
+
+static struct view *view_of(struct lane *lane, uint32_t id)
+{
+	for (unsigned slot = 0; slot < REGIONS_MAX; slot++) {
+		struct view *view = lane->views[slot];
+
+		if (view && id >= view->region->first && id < view->region->first + view->region->pages)
+			return view;
+	}
+	return NULL;
+}
+
+static bool anywhere(struct lane *lane, struct view *view, int64_t now)
+{
+	return writable(lane, view, 0, now) || writable(lane, view, 1, now);
+}
+
+void evict(struct lane *lane, uint32_t wanted)
+{
+	struct engine *engine = lane->engine;
+	struct victim drops[VICTIMS], stores[VICTIMS];
+	uint32_t returned[VICTIMS], dropped = 0, stored = 0, kept = 0, goal, want;
+	int64_t now;
+
+	for (;;) {
+		pthread_mutex_lock(&engine->lock);
+		goal = engine->budget - table_reserve(engine);
+		goal -= wanted < goal / 2 ? wanted : goal / 2;
+		want = engine->charged - engine->writing;
+		if (want <= goal || engine->ending) {
+			pthread_mutex_unlock(&engine->lock);
+			return;
+		}
+		now = now_us();
+		if (now < lane->evict_us) {
+			if (lane->evict_us < lane->next_us)
+				lane->next_us = lane->evict_us;
+			pthread_mutex_unlock(&engine->lock);
+			return;
+		}
+		/* A little more than needed, so that it pays. */
+		want = want - goal + table_reserve(engine) / 4;
+		dropped = stored = kept = 0;
+		while (dropped + stored < want && dropped + stored + kept < VICTIMS) {
+			uint32_t id = policy_victim(&engine->policy);
+			struct view *view = id == POLICY_NONE ? NULL : view_of(lane, id);
+			uint8_t *byte = &engine->states[id & POLICY_NONE];
+
+			if (id == POLICY_NONE)
+				break;
+			if (view && !view->region->closing && *byte == PAGE_CLEAN) {
+				uint32_t page = id - view->region->first;
+
+				table_step(engine, view->region, page,
+					   table_record(view->region, page)->version ? EVENT_EVICT : EVENT_EVICT_ZERO);
+				*byte |= PAGE_BUSY;
+				drops[dropped++] = (struct victim){view, page};
+			} else if (view && !view->region->closing && *byte == PAGE_DIRTY && anywhere(lane, view, now)) {
+				uint32_t page = id - view->region->first;
+
+				table_step(engine, view->region, page, EVENT_EVICT);
+				*byte |= PAGE_BUSY;
+				stores[stored++] = (struct victim){view, page};
+			} else {
+				returned[kept++] = id;
+			}
+		}
+		for (uint32_t i = 0; i < kept; i++)
+			if (page_resident(engine->states[returned[i]] & PAGE_STATE_MASK))
+				policy_return(&engine->policy, returned[i]);
+		engine->stats[STAT_DROPPED] += dropped;
+		pthread_mutex_unlock(&engine->lock);
+		qsort(drops, dropped, sizeof *drops, by_place);
+		qsort(stores, stored, sizeof *stores, by_place);
+		drop(lane, drops, dropped);
+		for (uint32_t i = 0, run; i < stored; i += run) {
+			run = run_of(stores + i, stored - i);
+			store(lane, stores[i].view, stores[i].page, run);
+		}
+		if (!dropped && !stored) {
+			lane->evict_us = now + BLOCKED_US;
+			if (lane->evict_us < lane->next_us)
+				lane->next_us = lane->evict_us;
+			return;
+		}
+	}
+}
+
+/* One step for one region: pages that `behind` misses are brought here as modified, and those that are here stored. */
+static void resync_region(struct lane *lane, struct view *view, unsigned behind, int64_t now)
+{
+	struct engine *engine = lane->engine;
+	struct region *region = view->region;
+	struct operation *operations[VICTIMS];
+	struct victim stores[VICTIMS];
+	uint32_t stored = 0, fetched = 0, unprotected[VICTIMS], written = 0, page;
+
+	pthread_mutex_lock(&engine->lock);
+	page = region->resync[behind];
+	for (uint32_t looked = 0; looked < region->pages && stored + fetched + written < VICTIMS; looked++) {
+		uint8_t *byte;
+
+		/* Words without a bit are passed by quickly. */
+		if (!(page % 64) && !meta_behind(region->meta, behind)[page / 64]) {
+			page = page + 64 < region->pages ? page + 64 : 0;
+			looked += 63;
+			continue;
+		}
+		byte = table_byte(engine, region, page);
+		if (!table_behind(region, behind, page)) {
+			;
+		} else if (*byte == PAGE_ABSENT && engine->charged + table_reserve(engine) / 2 < engine->budget) {
+			table_step(engine, region, page, EVENT_WRITE);
+			operations[fetched++] = fetch_begin(view, page, 1);
+		} else if (*byte == PAGE_HELD) {
+			free(held_take(engine, region->first + page));
+			table_step(engine, region, page, EVENT_UNHOLD);
+		} else if (*byte == PAGE_CLEAN) {
+			table_step(engine, region, page, EVENT_PROTECT);
+			*byte |= PAGE_BUSY;
+			unprotected[written++] = page;
+		} else if (*byte == PAGE_DIRTY && anywhere(lane, view, now)) {
+			policy_forget(&engine->policy, region->first + page);
+			table_step(engine, region, page, EVENT_EVICT);
+			*byte |= PAGE_BUSY;
+			stores[stored++] = (struct victim){view, page};
+			engine->stats[STAT_RESYNCED]++;
+		}
+		page = page + 1 < region->pages ? page + 1 : 0;
+	}
+	region->resync[behind] = page;
+	pthread_mutex_unlock(&engine->lock);
+	for (uint32_t i = 0; i < written; i++) {
+		memory_protect(region, unprotected[i], 1, false);
+		table_release(engine, region, unprotected[i], 1, false, false);
+	}
+	for (uint32_t i = 0; i < fetched; i++)
+		fetch_send(lane, operations[i]);
+	qsort(stores, stored, sizeof *stores, by_place);
+	for (uint32_t i = 0, run; i < stored; i += run) {
+		run = run_of(stores + i, stored - i);
+		store(lane, view, stores[i].page, run);
+	}
+}
+
+void resync(struct lane *lane)
+{
+	int64_t now = now_us();
+
+	if (lane->number)
+		return;
+	for (unsigned slot = 0; slot < REGIONS_MAX; slot++)
+		for (unsigned behind = 0; lane->views[slot] && behind < META_STORES; behind++) {
+			struct view *view = lane->views[slot];
+
+			if (!view->region->meta->behind_count[behind] || view->region->closing ||
+			    view->region->faults < 0)
+				continue;
+			if (now >= lane->resync_us && view_link(view, behind, false))
+				resync_region(lane, view, behind, now);
+			if (now + RESYNC_US < lane->next_us)
+				lane->next_us = now + RESYNC_US;
+		}
+	if (now >= lane->resync_us)
+		lane->resync_us = now + RESYNC_US;
+}

@@ -1,0 +1,447 @@
+/* The way of a page into the memory. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine.h"
+
+static const char zeros[RUN_MAX * PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)));
+
+static void park(struct lane *lane, struct operation *operation)
+{
+	TAILQ_INSERT_TAIL(&lane->parked, operation, entry);
+}
+
+/* Send a fetch to the store that answers soonest of those that were not tried; without one it waits for a link. */
+void fetch_send(struct lane *lane, struct operation *operation)
+{
+	struct view *view = operation->view;
+	struct link *best = NULL;
+	struct request *request;
+
+	for (unsigned store = 0; store < META_STORES; store++) {
+		struct link *link = view_link(view, store, operation->demand);
+
+		if (!link || (operation->tried | operation->behind) & 1U << store)
+			continue;
+		if (!best || view->links[store][0].mean_us < view->links[!store][0].mean_us)
+			best = link;
+	}
+	if (!best) {
+		operation->tried = operation->wrong;
+		if (view->region->closing)
+			fetch_fail(lane, operation);
+		else
+			park(lane, operation);
+		return;
+	}
+	request = calloc(1, sizeof *request);
+	if (!request)
+		abort();
+	request->owner = operation;
+	request->buffer = buffer_get(lane, operation->count);
+	request->bytes = operation->count * PAGE_SIZE;
+	link_send(best, request, (uint64_t)operation->page * PAGE_SIZE);
+}
+
+struct operation *fetch_begin(struct view *view, uint32_t page, uint32_t count)
+{
+	struct operation *operation = operation_new(view, FETCH, page, count);
+
+	for (uint32_t i = 0; i < count; i++) {
+		operation->records[i] = *table_record(view->region, page + i);
+		for (unsigned store = 0; store < META_STORES; store++)
+			operation->behind |= (unsigned)table_behind(view->region, store, page + i) << store;
+	}
+	return operation;
+}
+
+/* Under the lock: whether the prefetcher may have a page now, and then it is on its way. */
+static bool prefetch_page(struct engine *engine, struct view *view, uint32_t page, bool write)
+{
+	uint8_t byte = *table_byte(engine, view->region, page);
+
+	if (byte != PAGE_ABSENT || engine->charged + table_reserve(engine) / 2 >= engine->budget)
+		return false;
+	table_step(engine, view->region, page, write ? EVENT_WRITE : EVENT_PREFETCH);
+	engine->stats[STAT_PREFETCHED]++;
+	return true;
+}
+
+/* Pages that no store has are made ahead of a stream as well: it costs nothing, and saves a fault each. */
+static void zero_ahead(struct lane *lane, struct view *view, uint32_t page, uint32_t count, bool write)
+{
+	struct engine *engine = lane->engine;
+	struct region *region = view->region;
+	uint32_t ready = 0;
+
+	pthread_mutex_lock(&engine->lock);
+	while (ready < count && *table_byte(engine, region, page + ready) == PAGE_ZERO &&
+	       engine->charged + table_reserve(engine) / 2 < engine->budget) {
+		table_step(engine, region, page + ready, write ? EVENT_WRITE : EVENT_READ);
+		*table_byte(engine, region, page + ready++) |= PAGE_BUSY;
+	}
+	engine->stats[STAT_ZERO] += ready;
+	pthread_mutex_unlock(&engine->lock);
+	if (!ready)
+		return;
+	if (!memory_install(region, page, ready, zeros, !write)) {
+		pthread_mutex_lock(&engine->lock);
+		for (uint32_t i = 0; i < ready; i++)
+			table_set(engine, region, page + i, PAGE_ZERO);
+		pthread_mutex_unlock(&engine->lock);
+		memory_drop(region, page, ready);
+	}
+	table_release(engine, region, page, ready, true, false);
+}
+
+static void prefetch(struct lane *lane, struct view *view, const struct stream_wish *wish)
+{
+	struct engine *engine = lane->engine;
+	struct operation *operations[RUN_MAX];
+	unsigned count = 0;
+	uint32_t at = 0;
+
+	/* What streams by pushes out what has streamed by. */
+	evict(lane, wish->count);
+	if (wish->step == 1)
+		zero_ahead(lane, view, wish->first, wish->count, wish->write);
+	pthread_mutex_lock(&engine->lock);
+	while (at < wish->count) {
+		uint32_t page = wish->first + (uint32_t)((int32_t)at * wish->step), run = 0;
+
+		while (at + run < wish->count && (!run || wish->step == 1 || wish->step == -1)) {
+			uint32_t next = page + (uint32_t)((int32_t)run * wish->step);
+			/* The marker is not for writing, or it could not be held. */
+			bool write = wish->write && at + run != wish->marker;
+
+			if (!prefetch_page(engine, view, next, write))
+				break;
+			run++;
+		}
+		if (run) {
+			uint32_t first = wish->step == -1 ? page - run + 1 : page;
+
+			operations[count] = fetch_begin(view, first, run);
+			if (wish->marker >= at && wish->marker < at + run)
+				operations[count]->marker =
+					wish->step == -1 ? run - 1 - (wish->marker - at) : wish->marker - at;
+			count++;
+		}
+		at += run ? run : 1;
+	}
+	pthread_mutex_unlock(&engine->lock);
+	for (unsigned i = 0; i < count; i++)
+		fetch_send(lane, operations[i]);
+}
+
+/* Under the lock. */
+static void defer(struct engine *engine, struct region *region, uint32_t page, enum page_event event)
+{
+	if (engine->deferred_count == engine->deferred_room) {
+		engine->deferred_room = engine->deferred_room ? engine->deferred_room * 2 : 64;
+		engine->deferred = realloc(engine->deferred, engine->deferred_room * sizeof *engine->deferred);
+		if (!engine->deferred)
+			abort();
+	}
+	engine->deferred[engine->deferred_count++] = (struct fault){region, page, event};
+	engine->stats[STAT_DEFERRED]++;
+}
+
+void faults_resume(struct lane *lane)
+{
+	struct engine *engine = lane->engine;
+	struct fault fault;
+
+	for (;;) {
+		struct view *view;
+
+		pthread_mutex_lock(&engine->lock);
+		if (!engine->deferred_count || !table_room(engine, 1)) {
+			pthread_mutex_unlock(&engine->lock);
+			return;
+		}
+		fault = engine->deferred[0];
+		memmove(engine->deferred, engine->deferred + 1, --engine->deferred_count * sizeof fault);
+		view = lane->views[fault.region->slot];
+		pthread_mutex_unlock(&engine->lock);
+		if (view && view->region == fault.region)
+			fault_happened(lane, view, fault.page, fault.event);
+		else
+			memory_wake(fault.region, fault.page, 1);
+	}
+}
+
+static void install_one(struct lane *lane, struct view *view, uint32_t page, const char *bytes, bool protect,
+			enum page_state before)
+{
+	struct engine *engine = lane->engine;
+
+	if (!memory_install(view->region, page, 1, bytes, protect)) {
+		pthread_mutex_lock(&engine->lock);
+		table_set(engine, view->region, page, before);
+		pthread_mutex_unlock(&engine->lock);
+		memory_wake(view->region, page, 1);
+	}
+	table_release(engine, view->region, page, 1, true, true);
+}
+
+void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum page_event event)
+{
+	struct engine *engine = lane->engine;
+	struct region *region = view->region;
+	struct stream_wish wishes[STREAM_WISHES];
+	struct operation *operation = NULL;
+	enum page_state before;
+	struct page_step step;
+	unsigned wished = 0;
+	char *held = NULL;
+	uint8_t *byte;
+
+	pthread_mutex_lock(&engine->lock);
+	engine->stats[STAT_FAULTS]++;
+	byte = table_byte(engine, region, page);
+	before = *byte & PAGE_STATE_MASK;
+	if (*byte & PAGE_BUSY || region->closing) {
+		*byte |= PAGE_NOTED;
+		pthread_mutex_unlock(&engine->lock);
+		return;
+	}
+	step = page_step(before, event);
+	if ((step.action == ACTION_FETCH || step.action == ACTION_ZERO_CLEAN || step.action == ACTION_ZERO_DIRTY) &&
+	    !table_room(engine, 1)) {
+		defer(engine, region, page, event);
+		pthread_mutex_unlock(&engine->lock);
+		return;
+	}
+	step = table_step(engine, region, page, event);
+	if (before == PAGE_ABSENT)
+		wished = streams_fault(&region->streams, page, event != EVENT_READ, FOUND_ABSENT, wishes);
+	else if (before == PAGE_ZERO || before == PAGE_HELD)
+		wished = streams_fault(&region->streams, page, event != EVENT_READ, FOUND_MARKER, wishes);
+	else if (step.action == ACTION_WAIT && !(*byte & PAGE_NOTED) && before != PAGE_LOST)
+		wished = streams_fault(&region->streams, page, event != EVENT_READ, FOUND_LATE, wishes);
+	switch (step.action) {
+	case ACTION_FETCH:
+		operation = fetch_begin(view, page, 1);
+		operation->demand = true;
+		*byte |= PAGE_NOTED;
+		break;
+	case ACTION_WAIT:
+		engine->stats[STAT_LATE] += !(*byte & PAGE_NOTED);
+		*byte |= PAGE_NOTED;
+		break;
+	case ACTION_ZERO_CLEAN:
+	case ACTION_ZERO_DIRTY:
+		engine->stats[STAT_ZERO]++;
+		*byte |= PAGE_BUSY;
+		break;
+	case ACTION_CLEAN:
+	case ACTION_DIRTY:
+		engine->stats[STAT_MARKERS]++;
+		held = held_take(engine, region->first + page);
+		*byte |= PAGE_BUSY;
+		break;
+	case ACTION_UNPROTECT:
+		*byte |= PAGE_BUSY;
+		break;
+	default:
+		break;
+	}
+	pthread_mutex_unlock(&engine->lock);
+
+	switch (step.action) {
+	case ACTION_FETCH:
+		fetch_send(lane, operation);
+		break;
+	case ACTION_ZERO_CLEAN:
+	case ACTION_ZERO_DIRTY:
+		install_one(lane, view, page, zeros, step.action == ACTION_ZERO_CLEAN, before);
+		break;
+	case ACTION_CLEAN:
+	case ACTION_DIRTY:
+		install_one(lane, view, page, held, step.action == ACTION_CLEAN, PAGE_ABSENT);
+		buffer_put(lane, held, 1);
+		break;
+	case ACTION_UNPROTECT:
+		memory_protect(region, page, 1, false);
+		table_release(engine, region, page, 1, false, false);
+		break;
+	case ACTION_WAKE:
+		memory_wake(region, page, 1);
+		break;
+	default:
+		break;
+	}
+	for (unsigned i = 0; i < wished; i++)
+		prefetch(lane, view, &wishes[i]);
+}
+
+/* The pages of a fetch do not come. */
+void fetch_fail(struct lane *lane, struct operation *operation)
+{
+	struct engine *engine = lane->engine;
+	struct region *region = operation->view->region;
+	bool wrong = operation->wrong;
+
+	pthread_mutex_lock(&engine->lock);
+	table_settle(engine, region, operation->page, operation->count);
+	for (uint32_t i = 0; i < operation->count; i++) {
+		table_step(engine, region, operation->page + i, wrong ? EVENT_INVALID : EVENT_NOT_FETCHED);
+		if (table_state(engine, region, operation->page + i) != PAGE_LOST)
+			*table_byte(engine, region, operation->page + i) &= PAGE_STATE_MASK;
+	}
+	pthread_mutex_unlock(&engine->lock);
+	if (!wrong)
+		memory_wake(region, operation->page, operation->count);
+	operation_free(lane, operation);
+}
+
+/* Every store that there is gave other bytes than were sealed. */
+static bool hopeless(const struct operation *operation)
+{
+	for (unsigned store = 0; store < META_STORES; store++)
+		if (operation->view->stores[store].address[0] &&
+		    !((operation->wrong | operation->behind) & 1U << store))
+			return false;
+	return true;
+}
+
+/* Pages that this store does not have as they were sealed are asked for elsewhere, each by itself. */
+static void ask_elsewhere(struct lane *lane, struct operation *operation, const bool *valid, unsigned store)
+{
+	for (uint32_t i = 0; i < operation->count; i++) {
+		struct operation *again;
+
+		if (valid[i])
+			continue;
+		again = operation_new(operation->view, FETCH, operation->page + i, 1);
+		again->records[0] = operation->records[i];
+		again->behind = operation->behind;
+		again->demand = true;
+		again->begun_us = operation->begun_us;
+		again->wrong = operation->wrong | 1U << store;
+		again->tried = again->wrong;
+		if (hopeless(again))
+			fetch_fail(lane, again);
+		else
+			fetch_send(lane, again);
+	}
+}
+
+static void note_latency(struct engine *engine, int64_t took)
+{
+	unsigned bucket = took <= 0 ? 0 : 64 - (unsigned)__builtin_clzll((uint64_t)took);
+
+	engine->latency[bucket < HISTOGRAM ? bucket : HISTOGRAM - 1]++;
+}
+
+/* Under the lock: say what becomes of a page that came. Installing makes it busy. */
+static enum page_action arrive(struct lane *lane, struct operation *operation, uint32_t i, char *bytes)
+{
+	struct engine *engine = lane->engine;
+	struct region *region = operation->view->region;
+	uint32_t page = operation->page + i, unheld;
+	uint8_t *byte = table_byte(engine, region, page);
+	bool hold = i == operation->marker && *byte == PAGE_FETCH;
+	struct page_step step = table_step(engine, region, page, hold ? EVENT_ARRIVED_HOLD : EVENT_ARRIVED);
+	char *copy, *old;
+
+	switch (step.action) {
+	case ACTION_CLEAN:
+	case ACTION_DIRTY:
+		*byte = (uint8_t)((*byte & PAGE_STATE_MASK) | PAGE_BUSY);
+		break;
+	case ACTION_HOLD:
+		copy = buffer_get(lane, 1);
+		memcpy(copy, bytes, PAGE_SIZE);
+		unheld = held_put(engine, region->first + page, copy, &old);
+		if (unheld == POLICY_NONE)
+			break;
+		/* It may be of another region, whose table is the same one. */
+		for (unsigned slot = 0; slot < REGIONS_MAX; slot++) {
+			struct region *owner = engine->regions[slot];
+
+			if (owner && unheld >= owner->first && unheld < owner->first + owner->pages) {
+				table_step(engine, owner, unheld - owner->first, EVENT_UNHOLD);
+				streams_unused(&owner->streams, unheld - owner->first);
+			}
+		}
+		engine->stats[STAT_UNUSED]++;
+		buffer_put(lane, old, 1);
+		break;
+	case ACTION_WAKE:
+		*byte &= PAGE_STATE_MASK;
+		break;
+	default:
+		break;
+	}
+	return step.action;
+}
+
+static void install_run(struct lane *lane, struct operation *operation, uint32_t first, uint32_t count, char *buffer,
+			bool protect)
+{
+	struct engine *engine = lane->engine;
+	struct region *region = operation->view->region;
+
+	if (!memory_install(region, operation->page + first, count, buffer + (size_t)first * PAGE_SIZE, protect)) {
+		/* Part of it may be there; the bytes at home are as good. */
+		memory_drop(region, operation->page + first, count);
+		pthread_mutex_lock(&engine->lock);
+		for (uint32_t i = 0; i < count; i++)
+			table_set(engine, region, operation->page + first + i, PAGE_ABSENT);
+		pthread_mutex_unlock(&engine->lock);
+		memory_wake(region, operation->page + first, count);
+	}
+	table_release(engine, region, operation->page + first, count, true, operation->demand);
+}
+
+void fetch_answered(struct lane *lane, struct request *request)
+{
+	struct operation *operation = request->owner;
+	struct engine *engine = lane->engine;
+	struct view *view = operation->view;
+	struct region *region = view->region;
+	unsigned store = view_store(view, request->link);
+	enum page_action actions[RUN_MAX];
+	bool valid[RUN_MAX], all = true;
+	char *buffer = request->buffer;
+	bool failed = request->failed;
+
+	free(request);
+	if (failed) {
+		buffer_put(lane, buffer, operation->count);
+		pthread_mutex_lock(&engine->lock);
+		engine->stats[STAT_RETRIED]++;
+		pthread_mutex_unlock(&engine->lock);
+		operation->tried |= 1U << store;
+		fetch_send(lane, operation);
+		return;
+	}
+	for (uint32_t i = 0; i < operation->count; i++) {
+		valid[i] = seal_unseal(&view->seal, operation->page + i, &operation->records[i],
+				       buffer + (size_t)i * PAGE_SIZE);
+		all &= valid[i];
+	}
+	pthread_mutex_lock(&engine->lock);
+	table_settle(engine, region, operation->page, operation->count);
+	for (uint32_t i = 0; i < operation->count; i++) {
+		engine->stats[valid[i] ? STAT_FETCHED : STAT_INVALID]++;
+		actions[i] = valid[i] ? arrive(lane, operation, i, buffer + (size_t)i * PAGE_SIZE) : ACTION_NONE;
+	}
+	if (operation->demand)
+		note_latency(engine, now_us() - operation->begun_us);
+	pthread_mutex_unlock(&engine->lock);
+	for (uint32_t i = 0, run; i < operation->count; i += run) {
+		for (run = 1; i + run < operation->count && actions[i + run] == actions[i]; run++)
+			;
+		if (actions[i] == ACTION_CLEAN || actions[i] == ACTION_DIRTY)
+			install_run(lane, operation, i, run, buffer, actions[i] == ACTION_CLEAN);
+		else if (actions[i] == ACTION_WAKE)
+			memory_wake(region, operation->page + i, run);
+	}
+	buffer_put(lane, buffer, operation->count);
+	if (!all)
+		ask_elsewhere(lane, operation, valid, store);
+	operation_free(lane, operation);
+}

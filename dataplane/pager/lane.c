@@ -1,0 +1,441 @@
+#include <errno.h>
+#include <linux/userfaultfd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "engine.h"
+
+enum { EVENTS = 32, MESSAGES = 16, BUFFERS_KEPT = 128 };
+
+/* Buffers: a page, or a run of them; each with room behind it for a tag. Freed ones are kept in a list for each size. */
+static size_t buffer_bytes(uint32_t pages)
+{
+	return (size_t)(pages > 1 ? RUN_MAX : 1) * PAGE_SIZE + SEAL_TAG_SIZE;
+}
+
+char *buffer_get(struct lane *lane, uint32_t pages)
+{
+	unsigned kind = pages > 1;
+	char *buffer = lane->buffers[kind].head;
+
+	if (buffer) {
+		memcpy(&lane->buffers[kind].head, buffer, sizeof(void *));
+		lane->buffers[kind].count--;
+		return buffer;
+	}
+	buffer = malloc(buffer_bytes(pages));
+	if (!buffer)
+		abort();
+	return buffer;
+}
+
+void buffer_put(struct lane *lane, char *buffer, uint32_t pages)
+{
+	unsigned kind = pages > 1;
+
+	if (!buffer)
+		return;
+	if (lane->buffers[kind].count == BUFFERS_KEPT) {
+		free(buffer);
+		return;
+	}
+	memcpy(buffer, &lane->buffers[kind].head, sizeof(void *));
+	lane->buffers[kind].head = buffer;
+	lane->buffers[kind].count++;
+}
+
+struct operation *operation_new(struct view *view, enum operation_kind kind, uint32_t page, uint32_t count)
+{
+	struct operation *operation = calloc(1, sizeof *operation + count * sizeof *operation->records);
+
+	if (!operation)
+		abort();
+	operation->kind = kind;
+	operation->view = view;
+	operation->page = page;
+	operation->count = count;
+	operation->marker = RUN_MAX;
+	operation->begun_us = now_us();
+	view->operations++;
+	return operation;
+}
+
+void operation_free(struct lane *lane, struct operation *operation)
+{
+	operation->view->operations--;
+	buffer_put(lane, operation->buffer, operation->count);
+	free(operation);
+}
+
+unsigned view_store(const struct view *view, const struct link *link)
+{
+	return link >= &view->links[1][0];
+}
+
+struct link *view_link(struct view *view, unsigned store, bool demand)
+{
+	struct link *best = NULL;
+
+	if (demand && view->links[store][0].state == LINK_READY)
+		return &view->links[store][0];
+	for (unsigned i = 1; i <= LINKS; i++) {
+		struct link *link = &view->links[store][i % LINKS];
+
+		if (link->state == LINK_READY && (!best || (i < LINKS && link->sent_bytes < best->sent_bytes)))
+			best = link;
+	}
+	return best;
+}
+
+void lane_kick(struct lane *lane)
+{
+	uint64_t one = 1;
+
+	if (write(lane->kick, &one, sizeof one) < 0 && errno != EAGAIN)
+		perror("vmcoal-pager: eventfd");
+}
+
+static void requests_done(struct lane *lane);
+
+/* Views: what the region table says is brought about here, by each lane for itself. */
+
+static void view_attach(struct lane *lane, struct view *view)
+{
+	struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = &view->faults_tag};
+
+	view->faults = view->region->faults;
+	if (epoll_ctl(lane->epoll, EPOLL_CTL_ADD, view->faults, &event) < 0)
+		perror("vmcoal-pager: cannot wait for faults");
+	view->region->attached++;
+}
+
+static void view_detach(struct lane *lane, struct view *view)
+{
+	if (view->faults < 0)
+		return;
+	epoll_ctl(lane->epoll, EPOLL_CTL_DEL, view->faults, NULL);
+	view->faults = -1;
+	view->region->attached--;
+}
+
+static struct view *view_open(struct lane *lane, struct region *region)
+{
+	struct view *view = calloc(1, sizeof *view);
+
+	if (!view || !seal_open(&view->seal, region->meta->key))
+		abort();
+	view->region = region;
+	view->faults = -1;
+	view->faults_tag = (struct tag){SOURCE_FAULTS, view, NULL};
+	for (unsigned store = 0; store < META_STORES; store++)
+		for (unsigned i = 0; i < LINKS; i++) {
+			view->tags[store][i] = (struct tag){SOURCE_LINK, view, &view->links[store][i]};
+			link_init(&view->links[store][i], lane->epoll, &view->tags[store][i], &lane->done,
+				  lane->engine->deadline_us);
+		}
+	region->views++;
+	return view;
+}
+
+/* Bring a view to what the table says. Under the lock. Returns whether it can be freed. */
+static bool view_sync(struct lane *lane, struct view *view)
+{
+	struct region *region = view->region;
+
+	if (view->faults >= 0 && (region->faults != view->faults || region->closing))
+		view_detach(lane, view);
+	if (view->faults < 0 && region->faults >= 0 && !region->closing)
+		view_attach(lane, view);
+	for (unsigned store = 0; store < META_STORES; store++) {
+		if (!region->closing && view->stores[store].serial == region->meta->stores[store].serial)
+			continue;
+		view->stores[store] = region->meta->stores[store];
+		for (unsigned i = 0; i < LINKS; i++) {
+			struct link *link = &view->links[store][i];
+
+			link_close(link, "the store changed");
+			link->state = LINK_DOWN;
+			link->retry_us = 0;
+		}
+	}
+	return region->closing && !view->operations;
+}
+
+/* Fetches that wait for a store of a region that ends. */
+static void give_up_parked(struct lane *lane)
+{
+	struct operation *operation, *next;
+
+	for (operation = TAILQ_FIRST(&lane->parked); operation; operation = next) {
+		next = TAILQ_NEXT(operation, entry);
+		if (!operation->view->region->closing)
+			continue;
+		TAILQ_REMOVE(&lane->parked, operation, entry);
+		fetch_fail(lane, operation);
+	}
+}
+
+static void lane_sync(struct lane *lane)
+{
+	struct engine *engine = lane->engine;
+
+	give_up_parked(lane);
+	requests_done(lane);
+
+	pthread_mutex_lock(&engine->lock);
+	lane->serial = engine->serial;
+	for (unsigned slot = 0; slot < REGIONS_MAX; slot++) {
+		struct region *region = engine->regions[slot];
+
+		if (!lane->views[slot] && region && !region->closing)
+			lane->views[slot] = view_open(lane, region);
+		if (lane->views[slot] && view_sync(lane, lane->views[slot])) {
+			seal_close(&lane->views[slot]->seal);
+			free(lane->views[slot]);
+			lane->views[slot] = NULL;
+			region->views--;
+		}
+	}
+	pthread_cond_broadcast(&engine->idle);
+	pthread_mutex_unlock(&engine->lock);
+}
+
+/* Links */
+
+/* Tell the region of a link that came or went, and send again what waited for it. */
+static void note_link(struct lane *lane, struct view *view, unsigned store, unsigned i)
+{
+	struct engine *engine = lane->engine;
+	struct region *region = view->region;
+	struct link *link = &view->links[store][i];
+	bool ready = link->state == LINK_READY;
+	struct operations parked;
+	struct operation *operation;
+
+	if (ready == view->was_ready[store][i] && link->state != LINK_REFUSED && !link->why[0])
+		return;
+	pthread_mutex_lock(&engine->lock);
+	region->ready[store] += ready;
+	region->ready[store] -= view->was_ready[store][i];
+	region->refused[store] = link->state == LINK_REFUSED || (region->refused[store] && !ready);
+	snprintf(region->why[store], sizeof region->why[store], "%s", ready ? "" : link->why);
+	if (ready) {
+		/* What an earlier connection still carried may arrive at the store late, but not much later than this. */
+		if (region->hold_us[store] > now_us())
+			region->hold_us[store] = now_us() + engine->deadline_us / 3;
+		lane->evict_us = 0;
+	}
+	pthread_mutex_unlock(&engine->lock);
+	link->why[0] = 0;
+	if (!ready || view->was_ready[store][i]) {
+		view->was_ready[store][i] = ready;
+		return;
+	}
+	view->was_ready[store][i] = true;
+	TAILQ_INIT(&parked);
+	TAILQ_CONCAT(&parked, &lane->parked, entry);
+	while ((operation = TAILQ_FIRST(&parked))) {
+		TAILQ_REMOVE(&parked, operation, entry);
+		/* It may be another server by now. */
+		if (operation->view == view)
+			operation->wrong &= ~(1U << store);
+		operation->tried = operation->wrong;
+		fetch_send(lane, operation);
+	}
+}
+
+/* A write that was not answered may still happen at the store: nothing else may be written there for a while. */
+static void hold_writes(struct lane *lane, const struct request *request)
+{
+	struct operation *operation = request->owner;
+	struct view *view = operation->view;
+
+
+	pthread_mutex_lock(&lane->engine->lock);
+	view->region->hold_us[view_store(view, request->link)] = now_us() + 1000 * lane->engine->deadline_us;
+	pthread_mutex_unlock(&lane->engine->lock);
+}
+
+static void requests_done(struct lane *lane)
+{
+	struct request *request;
+
+	while ((request = TAILQ_FIRST(&lane->done))) {
+		struct operation *operation = request->owner;
+
+		TAILQ_REMOVE(&lane->done, request, entry);
+		if (request->failed && request->write && request->link->state != LINK_READY)
+			hold_writes(lane, request);
+		switch (operation->kind) {
+		case FETCH:
+			fetch_answered(lane, request);
+			break;
+		case STORE:
+			store_answered(lane, request);
+			break;
+		}
+	}
+}
+
+/* Deadlines and reconnections. Returns when to look again. */
+static int64_t check_links(struct lane *lane, int64_t now)
+{
+	int64_t next = INT64_MAX;
+
+	for (unsigned slot = 0; slot < REGIONS_MAX; slot++) {
+		struct view *view = lane->views[slot];
+
+		for (unsigned store = 0; view && store < META_STORES; store++) {
+			const struct meta_store *description = &view->stores[store];
+
+			for (unsigned i = 0; i < LINKS; i++) {
+				struct link *link = &view->links[store][i];
+				int64_t until;
+
+				if (link->state == LINK_DOWN && !view->region->closing && description->address[0]) {
+					if (link->retry_us <= now)
+						link_open(link, description, (uint64_t)view->region->pages * PAGE_SIZE);
+					else if (link->retry_us < next)
+						next = link->retry_us;
+				}
+				/* Where one link is silent for so long, none of them is worth waiting for. */
+				if (link->state == LINK_READY && link->connecting_us < view->region->stalled_us[store] &&
+				    link->progress_us < view->region->stalled_us[store] - link->deadline_us / 2)
+					link_close(link, "it does not answer in time");
+				until = link_check(link, now);
+				if (until < 0) {
+					view->region->stalled_us[store] = now;
+					engine_changed(lane->engine);
+					until = now;
+				}
+				if (link->state == LINK_DOWN && description->address[0] && link->retry_us < until)
+					until = link->retry_us;
+				if (until < next)
+					next = until;
+				note_link(lane, view, store, i);
+			}
+		}
+	}
+	return next;
+}
+
+/* Events */
+
+static void read_faults(struct lane *lane, struct view *view)
+{
+	struct uffd_msg messages[MESSAGES];
+	ssize_t length = view->faults < 0 ? -1 : read(view->faults, messages, sizeof messages);
+
+	for (ssize_t i = 0; i < length / (ssize_t)sizeof *messages; i++) {
+		const struct uffd_msg *message = &messages[i];
+		uint64_t offset = message->arg.pagefault.address - view->region->base;
+		uint64_t flags = message->arg.pagefault.flags;
+
+		if (message->event != UFFD_EVENT_PAGEFAULT || offset / PAGE_SIZE >= view->region->pages)
+			continue;
+		fault_happened(lane, view, (uint32_t)(offset / PAGE_SIZE),
+			       flags & UFFD_PAGEFAULT_FLAG_WP	   ? EVENT_PROTECT
+			       : flags & UFFD_PAGEFAULT_FLAG_WRITE ? EVENT_WRITE
+								   : EVENT_READ);
+	}
+}
+
+static void happened(struct lane *lane, const struct epoll_event *event)
+{
+	struct tag *tag = event->data.ptr;
+	uint64_t count;
+
+	switch (tag->kind) {
+	case SOURCE_KICK:
+		if (read(lane->kick, &count, sizeof count) < 0 && errno != EAGAIN)
+			perror("vmcoal-pager: eventfd");
+		lane->evict_us = 0;
+		break;
+	case SOURCE_FAULTS:
+		if (event->events & EPOLLERR)
+			view_detach(lane, tag->view); /* QEMU is gone */
+		else
+			read_faults(lane, tag->view);
+		break;
+	case SOURCE_LINK:
+		link_ready(tag->link, event->events);
+		break;
+	}
+}
+
+static bool lane_ended(struct lane *lane)
+{
+	bool ending;
+
+	pthread_mutex_lock(&lane->engine->lock);
+	ending = lane->engine->ending;
+	pthread_mutex_unlock(&lane->engine->lock);
+	return ending;
+}
+
+static void *lane_run(void *argument)
+{
+	struct lane *lane = argument;
+	struct epoll_event events[EVENTS];
+	bool kicked = true;
+
+	for (;;) {
+		int64_t now, next;
+		int count;
+
+		if (kicked) {
+			if (lane_ended(lane))
+				return NULL;
+			lane_sync(lane);
+		}
+		now = now_us();
+		next = check_links(lane, now);
+		requests_done(lane);
+		evict(lane, 0);
+		trim(lane);
+		resync(lane);
+		requests_done(lane);
+		faults_resume(lane);
+		if (lane->next_us < next)
+			next = lane->next_us;
+		lane->next_us = INT64_MAX;
+		next = next == INT64_MAX ? -1 : next <= now ? 0 : (next - now + 999) / 1000;
+		if (!TAILQ_EMPTY(&lane->done))
+			next = 0;
+		count = epoll_wait(lane->epoll, events, EVENTS, next > 60000 ? 60000 : (int)next);
+		kicked = false;
+		for (int i = 0; i < count; i++) {
+			const struct tag *tag = events[i].data.ptr;
+
+			kicked |= tag->kind == SOURCE_KICK;
+			happened(lane, &events[i]);
+			requests_done(lane);
+		}
+	}
+}
+
+bool lane_start(struct engine *engine, unsigned number)
+{
+	struct lane *lane = calloc(1, sizeof *lane);
+	struct epoll_event event = {.events = EPOLLIN};
+
+	if (!lane)
+		return false;
+	lane->engine = engine;
+	lane->number = number;
+	lane->next_us = INT64_MAX;
+	TAILQ_INIT(&lane->done);
+	TAILQ_INIT(&lane->parked);
+	lane->epoll = epoll_create1(EPOLL_CLOEXEC);
+	lane->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	lane->kick_tag.kind = SOURCE_KICK;
+	event.data.ptr = &lane->kick_tag;
+	if (lane->epoll < 0 || lane->kick < 0 || epoll_ctl(lane->epoll, EPOLL_CTL_ADD, lane->kick, &event) < 0)
+		return false;
+	engine->lanes[number] = lane;
+	return !pthread_create(&lane->thread, NULL, lane_run, lane);
+}

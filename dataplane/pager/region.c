@@ -1,0 +1,389 @@
+/* Regions: added, mapped by QEMU, discarded in part, unmapped, removed; and taken over after another pager's death. */
+#include <errno.h>
+#include <fcntl.h>
+#include <gnutls/crypto.h>
+#include <linux/userfaultfd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "engine.h"
+
+enum { DISCARD_RUN = 512 };
+
+const char *const counter_names[COUNTERS] = {
+	"faults",	"fetched",   "prefetched", "zero",     "markers",    "late",	 "unused",  "stored",
+	"stored-zero", "dropped", "discarded",	 "deferred", "invalid", "retried", "trimmed", "resynced",
+};
+
+/* Address space for every page that may ever be; memory only for those that are. */
+static void *reserve(size_t bytes)
+{
+	void *place = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return place == MAP_FAILED ? NULL : place;
+}
+
+bool engine_init(struct engine *engine, uint32_t budget, unsigned lanes, int64_t deadline_us)
+{
+	struct policy_node *nodes = reserve(sizeof *nodes << POLICY_ID_BITS);
+
+	memset(engine, 0, sizeof *engine);
+	engine->states = reserve(1U << POLICY_ID_BITS);
+	if (!nodes || !engine->states)
+		return false;
+	pthread_mutex_init(&engine->lock, NULL);
+	pthread_cond_init(&engine->idle, NULL);
+	policy_init(&engine->policy, nodes, budget);
+	engine->budget = budget;
+	engine->deadline_us = deadline_us;
+	engine->window_max = 8192;
+	for (engine->lane_count = 0; engine->lane_count < lanes; engine->lane_count++)
+		if (!lane_start(engine, engine->lane_count))
+			return false;
+	return true;
+}
+
+void engine_changed(struct engine *engine)
+{
+	for (unsigned i = 0; i < engine->lane_count; i++)
+		lane_kick(engine->lanes[i]);
+}
+
+struct region *region_find(struct engine *engine, const char *id)
+{
+	for (unsigned slot = 0; slot < REGIONS_MAX; slot++)
+		if (engine->regions[slot] && !strcmp(engine->regions[slot]->id, id))
+			return engine->regions[slot];
+	return NULL;
+}
+
+struct region *region_by_file(struct engine *engine, uint64_t device, uint64_t inode)
+{
+	for (unsigned slot = 0; slot < REGIONS_MAX; slot++) {
+		struct region *region = engine->regions[slot];
+
+		if (region && region->device == device && region->inode == inode)
+			return region;
+	}
+	return NULL;
+}
+
+/* Room for `pages` among the numbers of pages; the last number is POLICY_NONE. */
+static bool find_room(const struct engine *engine, uint32_t pages, uint32_t *first)
+{
+	*first = 0;
+	for (;;) {
+		const struct region *in_the_way = NULL;
+
+		for (unsigned slot = 0; slot < REGIONS_MAX; slot++) {
+			const struct region *region = engine->regions[slot];
+
+			if (region && *first < region->first + region->pages && region->first < *first + pages)
+				in_the_way = region;
+		}
+		if (!in_the_way)
+			return *first + pages < POLICY_NONE;
+		*first = in_the_way->first + in_the_way->pages;
+		if (*first + pages >= POLICY_NONE)
+			return false;
+	}
+}
+
+static bool meta_fill(struct meta *meta, const char *id, uint64_t pages)
+{
+	meta->magic = META_MAGIC;
+	meta->version = META_VERSION;
+	meta->pages = pages;
+	snprintf(meta->id, sizeof meta->id, "%s", id);
+	return !gnutls_rnd(GNUTLS_RND_KEY, meta->key, sizeof meta->key);
+}
+
+static void region_free(struct region *region)
+{
+	if (region->map)
+		munmap((void *)region->map, (size_t)region->pages * PAGE_SIZE);
+	if (region->meta)
+		munmap(region->meta, meta_size(region->pages));
+	if (region->file >= 0)
+		close(region->file);
+	if (region->meta_fd >= 0)
+		close(region->meta_fd);
+	if (region->faults >= 0)
+		close(region->faults);
+	free(region);
+}
+
+struct region *region_add(struct engine *engine, const char *id, uint64_t pages, int file, int meta, bool fresh)
+{
+	struct region *region = calloc(1, sizeof *region);
+	size_t bytes = pages * PAGE_SIZE;
+	struct stat info, meta_info;
+	int failure = EINVAL;
+	uint32_t window;
+	void *place;
+
+	if (!region) {
+		close(file);
+		close(meta);
+		return NULL;
+	}
+	region->file = file;
+	region->meta_fd = meta;
+	region->faults = -1;
+	region->pages = (uint32_t)pages;
+	snprintf(region->id, sizeof region->id, "%s", id);
+	if (!pages || pages >= POLICY_NONE || fstat(file, &info) < 0 || !S_ISREG(info.st_mode) ||
+	    info.st_size != (off_t)bytes || fstat(meta, &meta_info) < 0 ||
+	    meta_info.st_size != (off_t)meta_size(pages))
+		goto fail;
+	region->device = info.st_dev;
+	region->inode = info.st_ino;
+	failure = ENOMEM;
+	place = mmap(NULL, bytes, PROT_READ, MAP_SHARED, file, 0);
+	region->map = place == MAP_FAILED ? NULL : place;
+	place = mmap(NULL, meta_size(pages), PROT_READ | PROT_WRITE, MAP_SHARED, meta, 0);
+	region->meta = place == MAP_FAILED ? NULL : place;
+	if (!region->map || !region->meta)
+		goto fail;
+	madvise((void *)region->map, bytes, MADV_NOHUGEPAGE);
+	madvise((void *)region->map, bytes, MADV_DONTDUMP);
+	madvise(region->meta, meta_size(pages), MADV_DONTDUMP);
+	failure = EINVAL;
+	if (fresh ? !meta_fill(region->meta, id, pages)
+		  : region->meta->magic != META_MAGIC || region->meta->version != META_VERSION ||
+			    region->meta->pages != pages || strncmp(region->meta->id, id, sizeof region->meta->id))
+		goto fail;
+
+	pthread_mutex_lock(&engine->lock);
+	failure = ENOSPC;
+	while (region->slot < REGIONS_MAX && engine->regions[region->slot])
+		region->slot++;
+	if (region->slot == REGIONS_MAX || !find_room(engine, region->pages, &region->first)) {
+		pthread_mutex_unlock(&engine->lock);
+		goto fail;
+	}
+	window = engine->budget / 4 < engine->window_max ? engine->budget / 4 : engine->window_max;
+	streams_init(&region->streams, region->pages, window);
+	for (uint32_t page = 0; page < region->pages; page++) {
+		enum page_state state = table_record(region, page)->version ? PAGE_ABSENT : PAGE_ZERO;
+
+		engine->states[region->first + page] = (uint8_t)state;
+		engine->counts[state]++;
+	}
+	engine->regions[region->slot] = region;
+	/* A pager that takes over has the cache that was last set. */
+	if (!fresh && region->meta->budget)
+		engine->budget = engine->policy.budget = (uint32_t)region->meta->budget;
+	region->meta->budget = engine->budget;
+	pthread_mutex_unlock(&engine->lock);
+	engine_changed(engine);
+	return region;
+fail:
+	region_free(region);
+	errno = failure;
+	return NULL;
+}
+
+/* Every page that is in the file, whoever brought it there, is taken for modified. */
+static void find_resident(struct engine *engine, struct region *region)
+{
+	off_t at = 0, end, size = (off_t)region->pages * PAGE_SIZE;
+
+	while (at < size && (at = lseek(region->file, at, SEEK_DATA)) >= 0 && at < size) {
+		end = lseek(region->file, at, SEEK_HOLE);
+		if (end < 0 || end > size)
+			end = size;
+		pthread_mutex_lock(&engine->lock);
+		for (; at < end; at += PAGE_SIZE) {
+			uint32_t page = (uint32_t)(at / PAGE_SIZE);
+			enum page_state state = table_state(engine, region, page);
+
+			if (state != PAGE_ZERO && state != PAGE_ABSENT)
+				continue;
+			table_set(engine, region, page, PAGE_DIRTY);
+			policy_insert(&engine->policy, region->first + page, false);
+		}
+		pthread_mutex_unlock(&engine->lock);
+	}
+}
+
+bool region_map(struct engine *engine, struct region *region, int faults, uint64_t base, uint64_t length)
+{
+	if (region->faults >= 0 || region->closing || length < (uint64_t)region->pages * PAGE_SIZE) {
+		close(faults);
+		return false;
+	}
+	region->base = base;
+	region->meta->base = base;
+	region->meta->length = length;
+	find_resident(engine, region);
+	pthread_mutex_lock(&engine->lock);
+	region->faults = faults;
+	pthread_mutex_unlock(&engine->lock);
+	memory_protect(region, 0, region->pages, false);
+	engine_changed(engine);
+	/* Faults that a predecessor read and did not answer happen again. */
+	memory_wake(region, 0, region->pages);
+	return true;
+}
+
+/* Wait until no lane has, or uses, something of the region that `count` counts. */
+static bool wait_lanes(struct engine *engine, const _Atomic unsigned *count, int64_t ms)
+{
+	struct timespec until;
+	bool done;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += ms / 1000;
+	pthread_mutex_lock(&engine->lock);
+	while (*count) {
+		engine_changed(engine);
+		if (pthread_cond_timedwait(&engine->idle, &engine->lock, &until) == ETIMEDOUT)
+			break;
+	}
+	done = !*count;
+	pthread_mutex_unlock(&engine->lock);
+	return done;
+}
+
+void region_unmap(struct engine *engine, struct region *region)
+{
+	int faults = region->faults;
+
+	if (faults < 0)
+		return;
+	pthread_mutex_lock(&engine->lock);
+	region->faults = -1;
+	region->meta->length = 0;
+	pthread_mutex_unlock(&engine->lock);
+	if (wait_lanes(engine, &region->attached, 5000))
+		close(faults);
+}
+
+bool region_remove(struct engine *engine, struct region *region)
+{
+	region->closing = true;
+	region_unmap(engine, region);
+	if (!wait_lanes(engine, &region->views, 5000))
+		return false;
+	pthread_mutex_lock(&engine->lock);
+	for (uint32_t page = 0; page < region->pages; page++) {
+		if (table_state(engine, region, page) == PAGE_HELD)
+			free(held_take(engine, region->first + page));
+		table_set(engine, region, page, PAGE_ZERO);
+		*table_byte(engine, region, page) = PAGE_ZERO;
+		policy_forget(&engine->policy, region->first + page);
+	}
+	for (unsigned i = 0; i < engine->deferred_count;)
+		if (engine->deferred[i].region == region)
+			engine->deferred[i] = engine->deferred[--engine->deferred_count];
+		else
+			i++;
+	for (unsigned i = 0; i < engine->trim_count;)
+		if (engine->trims[i].region == region)
+			engine->trims[i] = engine->trims[--engine->trim_count];
+		else
+			i++;
+	engine->counts[PAGE_ZERO] -= region->pages;
+	engine->regions[region->slot] = NULL;
+	pthread_mutex_unlock(&engine->lock);
+	region_free(region);
+	return true;
+}
+
+static void discard_run(struct engine *engine, struct region *region, uint32_t page, uint32_t count)
+{
+	bool noted = false, stored = false;
+
+	pthread_mutex_lock(&engine->lock);
+	table_settle(engine, region, page, count);
+	for (uint32_t i = 0; i < count; i++) {
+		uint8_t *byte = table_byte(engine, region, page + i);
+		enum page_state before = *byte & PAGE_STATE_MASK;
+
+		if (table_step(engine, region, page + i, EVENT_DISCARD).action == ACTION_RELEASE)
+			free(held_take(engine, region->first + page + i));
+		if (before != PAGE_FETCH && before != PAGE_FETCH_WRITE && before != PAGE_FETCH_DROP)
+			policy_forget(&engine->policy, region->first + page + i);
+		noted |= before == PAGE_LOST;
+		stored |= table_record(region, page + i)->version || before == PAGE_WRITE || before == PAGE_REDIRTY;
+		table_record(region, page + i)->version = 0;
+		for (unsigned store = 0; store < META_STORES; store++)
+			table_note_behind(region, store, page + i, false);
+		*byte |= PAGE_BUSY;
+	}
+	engine->stats[STAT_DISCARDED] += count;
+	if (stored)
+		trim_later(engine, region, page, count);
+	pthread_mutex_unlock(&engine->lock);
+	memory_drop(region, page, count);
+	/* Who waits for a fetch that goes on must stay noted until it ends. */
+	pthread_mutex_lock(&engine->lock);
+	for (uint32_t i = 0; i < count; i++) {
+		uint8_t *byte = table_byte(engine, region, page + i);
+
+		noted |= (*byte & PAGE_NOTED) != 0;
+		*byte &= (*byte & PAGE_STATE_MASK) == PAGE_FETCH_DROP ? (uint8_t)~PAGE_BUSY : PAGE_STATE_MASK;
+	}
+	if (engine->waiters)
+		pthread_cond_broadcast(&engine->idle);
+	pthread_mutex_unlock(&engine->lock);
+	if (noted)
+		memory_wake(region, page, count);
+}
+
+void region_discard(struct engine *engine, struct region *region, uint32_t page, uint32_t count)
+{
+	for (uint32_t run; count; page += run, count -= run) {
+		run = count < DISCARD_RUN ? count : DISCARD_RUN;
+		discard_run(engine, region, page, run);
+	}
+	engine_changed(engine);
+}
+
+void region_store(struct engine *engine, struct region *region, unsigned number, const struct meta_store *store)
+{
+	struct meta_store *place = &region->meta->stores[number];
+	uint32_t serial = place->serial + 1;
+	bool same = store && !strcmp(store->export, place->export);
+
+	pthread_mutex_lock(&engine->lock);
+	if (store)
+		*place = *store;
+	else
+		memset(place, 0, sizeof *place);
+	place->serial = serial;
+	region->refused[number] = false;
+	/* The same bytes behind another address miss nothing; another store misses every page that there is. */
+	for (uint32_t page = 0; page < region->pages; page++) {
+		if (!same)
+			table_note_behind(region, number, page, store && table_record(region, page)->version);
+		if (table_state(engine, region, page) == PAGE_LOST) {
+			table_step(engine, region, page, EVENT_RETRY);
+			*table_byte(engine, region, page) &= PAGE_STATE_MASK;
+		}
+	}
+	pthread_mutex_unlock(&engine->lock);
+	engine_changed(engine);
+	memory_wake(region, 0, region->pages);
+}
+
+void engine_budget(struct engine *engine, uint32_t pages)
+{
+	pthread_mutex_lock(&engine->lock);
+	engine->budget = pages;
+	engine->policy.budget = pages;
+	for (unsigned slot = 0; slot < REGIONS_MAX; slot++)
+		if (engine->regions[slot]) {
+			engine->regions[slot]->meta->budget = pages;
+			engine->regions[slot]->streams.window_max =
+				pages / 4 < engine->window_max ? pages / 4 : engine->window_max;
+		}
+	pthread_mutex_unlock(&engine->lock);
+	engine_changed(engine);
+}

@@ -1,0 +1,147 @@
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "engine.h"
+
+uint8_t *table_byte(struct engine *engine, const struct region *region, uint32_t page)
+{
+	return &engine->states[region->first + page];
+}
+
+enum page_state table_state(const struct engine *engine, const struct region *region, uint32_t page)
+{
+	return engine->states[region->first + page] & PAGE_STATE_MASK;
+}
+
+struct seal_record *table_record(const struct region *region, uint32_t page)
+{
+	return &meta_records(region->meta)[page];
+}
+
+/* Whether a page in this state has, or will have, memory of this host. */
+static bool charges(enum page_state state)
+{
+	return page_resident(state) || state == PAGE_FETCH || state == PAGE_FETCH_WRITE || state == PAGE_FETCH_DROP ||
+	       state == PAGE_HELD;
+}
+
+void table_set(struct engine *engine, struct region *region, uint32_t page, enum page_state state)
+{
+	uint8_t *byte = table_byte(engine, region, page);
+	enum page_state before = *byte & PAGE_STATE_MASK;
+
+	engine->counts[before]--;
+	engine->counts[state]++;
+	engine->charged += charges(state);
+	engine->charged -= charges(before);
+	engine->writing += state == PAGE_WRITE;
+	engine->writing -= before == PAGE_WRITE;
+	region->lost += state == PAGE_LOST;
+	region->lost -= before == PAGE_LOST;
+	*byte = (uint8_t)((*byte & ~PAGE_STATE_MASK) | state);
+}
+
+struct page_step table_step(struct engine *engine, struct region *region, uint32_t page, enum page_event event)
+{
+	enum page_state state = table_state(engine, region, page);
+	struct page_step step = page_step(state, event);
+
+	if (step.action == ACTION_ILLEGAL) {
+		fprintf(stderr, "vmcoal-pager: %s page %u: %s with event %d\n", region->id, page,
+			page_state_name(state), event);
+		abort();
+	}
+	table_set(engine, region, page, step.next);
+	return step;
+}
+
+void table_release(struct engine *engine, struct region *region, uint32_t page, uint32_t count, bool insert,
+		   bool demand)
+{
+	uint32_t first = 0, last = 0;
+	bool noted = false;
+
+	pthread_mutex_lock(&engine->lock);
+	for (uint32_t i = 0; i < count; i++) {
+		uint8_t *byte = table_byte(engine, region, page + i);
+
+		if (*byte & PAGE_NOTED) {
+			first = noted ? first : i;
+			last = i;
+			noted = true;
+		}
+		*byte &= PAGE_STATE_MASK;
+		if (insert && page_resident(*byte))
+			policy_insert(&engine->policy, region->first + page + i, demand);
+	}
+	if (engine->waiters)
+		pthread_cond_broadcast(&engine->idle);
+	pthread_mutex_unlock(&engine->lock);
+	if (noted)
+		memory_wake(region, page + first, last - first + 1);
+}
+
+void table_settle(struct engine *engine, struct region *region, uint32_t page, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++)
+		if (*table_byte(engine, region, page + i) & PAGE_BUSY) {
+			engine->waiters++;
+			pthread_cond_wait(&engine->idle, &engine->lock);
+			engine->waiters--;
+			i = UINT32_MAX; /* from the beginning: another one may be busy by now */
+		}
+}
+
+bool table_behind(const struct region *region, unsigned store, uint32_t page)
+{
+	return meta_behind(region->meta, store)[page / 64] >> page % 64 & 1;
+}
+
+void table_note_behind(struct region *region, unsigned store, uint32_t page, bool behind)
+{
+	uint64_t *word = &meta_behind(region->meta, store)[page / 64], bit = 1ULL << page % 64;
+
+	if (!(*word & bit) == !behind)
+		return;
+	*word ^= bit;
+	if (behind)
+		region->meta->behind_count[store]++;
+	else
+		region->meta->behind_count[store]--;
+}
+
+uint32_t table_reserve(const struct engine *engine)
+{
+	uint32_t reserve = engine->budget / 16;
+
+	return reserve < 16 ? 16 : reserve > 4096 ? 4096 : reserve;
+}
+
+bool table_room(const struct engine *engine, uint32_t pages)
+{
+	return engine->charged + pages <= engine->budget;
+}
+
+char *held_take(struct engine *engine, uint32_t id)
+{
+	for (unsigned i = 0; i < HELD_MAX; i++)
+		if (engine->held[i].bytes && engine->held[i].page == id) {
+			char *bytes = engine->held[i].bytes;
+
+			engine->held[i].bytes = NULL;
+			return bytes;
+		}
+	return NULL;
+}
+
+uint32_t held_put(struct engine *engine, uint32_t id, char *bytes, char **old)
+{
+	unsigned room = engine->budget / 16 < HELD_MAX ? engine->budget / 16 + 1 : HELD_MAX;
+	unsigned at = engine->held_next++ % room;
+	uint32_t page = engine->held[at].bytes ? engine->held[at].page : POLICY_NONE;
+
+	*old = engine->held[at].bytes;
+	engine->held[at].page = id;
+	engine->held[at].bytes = bytes;
+	return page;
+}

@@ -1,0 +1,219 @@
+/* Stands in for QEMU and its guest: maps a file, and does what its standard input says, a line each; answers a line.
+ *
+ *   fill SEED         write a pattern into every page
+ *   check SEED        count the pages that do not have it
+ *   zero FIRST COUNT  discard pages, as virtio-mem does
+ *   write PAGE VALUE / read PAGE
+ *   stress THREADS SECONDS   write and verify pages at random; each write is remembered. Says how many were wrong
+ *   sum               verify every page that stress wrote
+ *   faults COUNT THREADS   time COUNT reads of random pages by each thread: microseconds p50 and p99, faults/s of all
+ *   stream r|w        read or write every byte in order: MB/s
+ */
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PAGE = 4096, WORDS = PAGE / 8, THREADS_MAX = 64 };
+
+static uint64_t *memory;
+static size_t pages;
+static uint32_t *versions;
+static int threads, file;
+static double until;
+static _Atomic long wrong, done;
+
+static double now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
+static uint64_t pattern(uint64_t seed, size_t word)
+{
+	/* Every eighth page is zeros. */
+	return word / WORDS % 8 == 7 ? 0 : (seed + word) * 0x9e3779b97f4a7c15ULL;
+}
+
+static uint64_t expected(size_t page)
+{
+	return versions[page] ? (uint64_t)versions[page] << 32 | page : 0;
+}
+
+static void *worker(void *argument)
+{
+	size_t number = (size_t)argument;
+	uint64_t random = number * 7919 + 88172645463325252ULL;
+	long count = 0;
+
+	while (now() < until)
+		for (int i = 0; i < 50; i++, count++) {
+			size_t page;
+			uint64_t *at;
+
+			random ^= random << 13;
+			random ^= random >> 7;
+			random ^= random << 17;
+			page = (random >> 20) % (pages / (size_t)threads) * (size_t)threads + number;
+			at = memory + page * WORDS;
+			for (int word = 0; word < WORDS; word += 32)
+				wrong += at[word] != expected(page);
+			if (random % 3)
+				continue;
+			versions[page]++;
+			for (int word = 0; word < WORDS; word++)
+				at[word] = expected(page);
+		}
+	done += count;
+	return NULL;
+}
+
+static void stress(int count, double seconds)
+{
+	pthread_t ids[THREADS_MAX];
+
+	threads = count;
+	wrong = done = 0;
+	until = now() + seconds;
+	for (size_t i = 0; i < (size_t)threads; i++)
+		pthread_create(&ids[i], NULL, worker, (void *)i);
+	for (int i = 0; i < threads; i++)
+		pthread_join(ids[i], NULL);
+	printf("wrong %ld done %ld\n", wrong, done);
+}
+
+static int by_time(const void *left, const void *right)
+{
+	double a = *(const double *)left, b = *(const double *)right;
+
+	return a < b ? -1 : a > b;
+}
+
+static size_t fault_count;
+static double *took;
+
+static void *fault_worker(void *argument)
+{
+	size_t number = (size_t)argument;
+	uint64_t random = 42 + number;
+	volatile uint64_t sum = 0;
+
+	for (size_t i = 0; i < fault_count; i++) {
+		double begun;
+
+		random = random * 6364136223846793005ULL + 1442695040888963407ULL;
+		begun = now();
+		sum += memory[(random >> 33) % pages * WORDS];
+		took[number * fault_count + i] = (now() - begun) * 1e6;
+	}
+	return NULL;
+}
+
+static void faults(size_t count, int of)
+{
+	size_t all = count * (size_t)of;
+	pthread_t ids[THREADS_MAX];
+	double begun = now();
+
+	fault_count = count;
+	took = calloc(all, sizeof *took);
+	for (size_t i = 0; i < (size_t)of; i++)
+		pthread_create(&ids[i], NULL, fault_worker, (void *)i);
+	for (int i = 0; i < of; i++)
+		pthread_join(ids[i], NULL);
+	begun = now() - begun;
+	qsort(took, all, sizeof *took, by_time);
+	printf("p50 %.1f p99 %.1f rate %.0f\n", took[all / 2], took[all * 99 / 100], (double)all / begun);
+	free(took);
+}
+
+static void stream(char kind)
+{
+	double begun = now();
+	volatile uint64_t sum = 0;
+
+	if (kind == 'w')
+		for (size_t i = 0; i < pages * WORDS; i++)
+			memory[i] = i + 1;
+	else
+		for (size_t i = 0; i < pages * WORDS; i++)
+			sum += memory[i];
+	printf("MB/s %.1f\n", (double)pages * PAGE / 1e6 / (now() - begun));
+}
+
+int main(int argc, char **argv)
+{
+	char line[128], kind;
+	uint64_t seed;
+	size_t first, count;
+	struct stat info;
+	double seconds;
+	int number;
+
+	if (argc < 2 || (file = open(argv[1], O_RDWR)) < 0 || fstat(file, &info) < 0)
+		return 2;
+	pages = (size_t)info.st_size / PAGE;
+	versions = calloc(pages, sizeof *versions);
+	memory = mmap(NULL, (size_t)info.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+	if (memory == MAP_FAILED) {
+		perror("mmap");
+		return 1;
+	}
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	puts("mapped");
+	while (fgets(line, sizeof line, stdin)) {
+		size_t bad = 0;
+
+		if (sscanf(line, "fill %lu", &seed) == 1) {
+			for (size_t i = 0; i < pages * WORDS; i++)
+				memory[i] = pattern(seed, i);
+			puts("filled");
+		} else if (sscanf(line, "check %lu", &seed) == 1) {
+			for (size_t page = 0; page < pages; page++)
+				for (size_t i = page * WORDS; i < (page + 1) * WORDS; i++)
+					if (memory[i] != pattern(seed, i)) {
+						bad++;
+						break;
+					}
+			printf("wrong %zu\n", bad);
+		} else if (sscanf(line, "zero %zu %zu", &first, &count) == 2) {
+			int failed = fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)first * PAGE,
+					       (off_t)count * PAGE) ||
+				     madvise(memory + first * WORDS, count * PAGE, MADV_DONTNEED);
+
+			puts(failed ? "failed" : "zeroed");
+		} else if (sscanf(line, "write %zu %lu", &first, &seed) == 2) {
+			memory[first * WORDS] = seed;
+			puts("written");
+		} else if (sscanf(line, "read %zu", &first) == 1) {
+			printf("value %lu\n", memory[first * WORDS]);
+		} else if (sscanf(line, "stress %d %lf", &number, &seconds) == 2 && number <= THREADS_MAX) {
+			stress(number, seconds);
+		} else if (!strcmp(line, "sum\n")) {
+			for (size_t page = 0; page < pages; page++)
+				for (int word = 0; word < WORDS; word++)
+					if (memory[page * WORDS + (size_t)word] != expected(page)) {
+						bad++;
+						break;
+					}
+			printf("wrong %zu\n", bad);
+		} else if (sscanf(line, "faults %zu %d", &count, &number) == 2 && number > 0 && number <= THREADS_MAX) {
+			faults(count, number);
+		} else if (sscanf(line, "stream %c", &kind) == 1) {
+			stream(kind);
+		} else {
+			puts("what?");
+		}
+	}
+	munmap(memory, (size_t)info.st_size);
+	return 0;
+}

@@ -1,0 +1,382 @@
+"""The page engine: a lease's bytes as a tmpfs file whose faults vmcoal-pager answers from the lender.
+
+    QEMU ─mmap→ tmpfs file ─userfaultfd (libvmcoal-qemu.so)→ vmcoal-pager ─NBD, TLS-PSK→ the lender's nbdkit
+
+One pager serves every region of a VM. It and what it needs to begin again live under the VM's holder, which starts it
+anew when it dies; nothing is lost by that (docs/internals/pager-protocol.md). Pages leave this host sealed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import time
+from functools import cached_property
+from pathlib import Path
+
+from vmcoal.backends import mounts, nbd
+from vmcoal.backends.base import EngineTraits, MemoryRegion, runtime_file
+from vmcoal.backends.pager_client import PagerStats, RegionStats, order, stats
+from vmcoal.errors import (
+    DeadlineError,
+    NotFoundError,
+    PrerequisiteError,
+    RefusedError,
+    UnreachableError,
+    VmcoalError,
+)
+from vmcoal.holding.binaries import find_binary
+from vmcoal.holding.client import ChildSpec, Holder, Restart
+from vmcoal.layout import VmFolders, make_private, shm_home
+from vmcoal.model.lease import Lease, MemoryServer
+
+CHILD = "pager"
+FILE = "memory"
+REMEDY = "as root, or let users have it: sysctl vm.unprivileged_userfaultfd=1, or a udev rule for /dev/userfaultfd"
+
+_KERNEL_MIN = (5, 19)
+_RESTARTS = 1000
+_POLL = 0.01
+
+
+class PagerEngine:
+    """Implements `vmcoal.backends.base.MemoryEngine` for one VM.
+
+    At most ``cache`` bytes of borrowed memory are on this host; ``request_deadline`` seconds without an answer end a
+    connection to a lender; ``lanes`` threads serve faults. QEMU must be started with `environment`.
+    """
+
+    def __init__(
+        self,
+        holder: Holder,
+        folders: VmFolders,
+        *,
+        cache: int | None = None,
+        lanes: int = 2,
+        request_deadline: float = 3.0,
+    ) -> None:
+        self._holder = holder
+        self._folders = folders
+        self._cache = default_cache() if cache is None else cache
+        self._lanes = lanes
+        self._request_deadline = request_deadline
+
+    @cached_property
+    def traits(self) -> EngineTraits:
+        """What the engine needs and survives."""
+        return EngineTraits(
+            name="pager",
+            summary="the bytes are sealed on the lender and are fetched page by page by userfaultfd and NBD",
+            needs_userfaultfd=True,
+            survives_lender_restart=True,
+            missing=missing(),
+            remedy=REMEDY,
+        )
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that QEMU needs from its start on; raises `PrerequisiteError` if a part is missing."""
+        return {
+            "LD_PRELOAD": str(_library()),
+            "VMCOAL_PAGER": str(self.socket),
+            "VMCOAL_PAGER_FILES": str(self._home),
+        }
+
+    @property
+    def socket(self) -> Path:
+        """The pager's control socket."""
+        return self._folders.runtime / "pager.sock"
+
+    def plan(self, lease: str, size: int) -> tuple[MemoryRegion, list[list[str]]]:
+        """Return the region and the command line of the pager."""
+        return self._region(nbd.check_lease(lease), size), [self._argv("vmcoal-pager")]
+
+    async def prepare(self, lease: Lease, server: MemoryServer, address: str, *, deadline: float) -> MemoryRegion:
+        """Make the lease's bytes a file of full size that QEMU can map.
+
+        Raises `PrerequisiteError`, `RefusedError` (key, export or size are not what was granted), `UnreachableError`,
+        `DeadlineError` or `ExecutionError`; nothing is left behind then.
+        """
+        if self.traits.missing:
+            raise PrerequisiteError(f"memory cannot be paged here: {self.traits.missing}", hint=self.traits.remedy)
+        name = nbd.check_lease(lease.id, lease.lender)
+        nbd.check_server(server, address, lease.lender)
+        end = time.monotonic() + deadline
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(self._clear, name)
+            await self._clear(name)
+            nbd.write_psk(self._psk(name), server.psk_identity, server.psk)
+            await self._check(name, lease, server, address, _left(end))
+            await self._start(_left(end))
+            await self._add(name, lease.amount, _left(end))
+            await self._store(name, server, address, _left(end))
+            await self._linked(name, lease.lender, end)
+            undo.pop_all()
+        return self._region(name, lease.amount)
+
+    async def relink(self, lease: Lease, server: MemoryServer, address: str, *, deadline: float) -> None:
+        """Point the region at its server's new address; pages that waited for it go on.
+
+        Raises `NotFoundError` without such a region, and what `prepare` raises of the server.
+        """
+        name = nbd.check_lease(lease.id, lease.lender)
+        nbd.check_server(server, address, lease.lender)
+        end = time.monotonic() + deadline
+        if await self._stats_of(name, deadline) is None:
+            raise NotFoundError(f"there is no region of lease {name}")
+        nbd.write_psk(self._psk(name), server.psk_identity, server.psk)
+        await self._check(name, lease, server, address, _left(end))
+        await self._store(name, server, address, _left(end))
+        await self._linked(name, lease.lender, end)
+
+    async def remove(self, lease: str, *, mapped_by: int | None, deadline: float) -> None:
+        """End a region after QEMU (pid ``mapped_by``) let go of it; what was not written back is dropped. Idempotent.
+
+        Raises `DeadlineError` while it is still mapped, `ExecutionError` if the pager keeps it.
+        """
+        nbd.check_lease(lease)
+        end = time.monotonic() + deadline
+        if mapped_by is not None:
+            await mounts.wait_unmapped(mapped_by, self._folder(lease), deadline=deadline)
+        await self._clear(lease, max(5.0, end - time.monotonic()))
+
+    async def health(self, lease: str) -> str | None:
+        """Return what is wrong with the region of ``lease``, or ``None``."""
+        if not await self._runs():
+            return "the pager ended: its memory waits"
+        try:
+            region = await self._stats_of(lease, 5.0)
+        except VmcoalError as error:
+            return f"the pager does not answer: {error.message}"
+        if region is None:
+            return "the pager does not know it: its memory is lost"
+        return _complaint(region)
+
+    async def stats(self, *, deadline: float = 5.0) -> PagerStats:
+        """Return the pager's counters; raises `UnreachableError` or `DeadlineError`."""
+        return await stats(self.socket, deadline=deadline)
+
+    async def set_cache(self, size: int, *, deadline: float = 5.0) -> None:
+        """Change how many bytes of borrowed memory may be on this host; raises `RefusedError` where that is too few."""
+        await order(self.socket, "cache", ("size", size // 4096 * 4096), deadline=deadline)
+        self._cache = size
+
+    async def add_replica(self, lease: str, server: MemoryServer, address: str, *, deadline: float) -> None:
+        """Have the pages of a region on a second lender's server as well; those that exist are copied meanwhile."""
+        nbd.check_server(server, address)
+        psk = runtime_file(self._folders.runtime, lease, "psk2")
+        nbd.write_psk(psk, server.psk_identity, server.psk)
+        await self._store(lease, server, address, deadline, number=1, psk=psk)
+
+    # Steps
+
+    async def _check(self, name: str, lease: Lease, server: MemoryServer, address: str, deadline: float) -> None:
+        argv = nbd.info_argv(address, server.port, server.export, server.psk_identity, self._psk(name))
+        await nbd.check_export(argv, lease.amount, host=lease.lender, deadline=deadline)
+
+    async def _runs(self) -> bool:
+        try:
+            return any(child.id == CHILD and child.live for child in await self._holder.list())
+        except UnreachableError:
+            return False  # a holder that is gone took its children with it
+
+    async def _start(self, deadline: float) -> None:
+        """Start the pager unless it runs. Its listening socket is made here and stays the child's through restarts, so
+        that there is no moment at which it does not listen."""
+        if not await self._runs():
+            await self._end_pager()
+            log = self._folders.state / "pager.log"
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+                listener.bind(str(self.socket))
+                self.socket.chmod(0o600)
+                listener.listen(32)
+                await self._holder.spawn(
+                    ChildSpec(
+                        id=CHILD,
+                        argv=self._argv(str(find_binary("vmcoal-pager"))),
+                        env=nbd.child_env(),
+                        fds={3: listener.fileno()},
+                        stdout=log,
+                        stderr=log,
+                        log_limit=256 * 1024,
+                        restart=Restart.ON_FAILURE,
+                        restart_max=_RESTARTS,
+                    )
+                )
+        await order(self.socket, "hello", ("version", 1), deadline=deadline)
+
+    async def _add(self, name: str, size: int, deadline: float) -> None:
+        make_private(shm_home())
+        make_private(self._home)
+        make_private(self._folder(name))
+        descriptor = os.open(self._folder(name) / FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, size)
+            await order(self.socket, "add", ("id", name), ("size", size), fds=(descriptor,), deadline=deadline)
+        finally:
+            os.close(descriptor)
+
+    async def _store(
+        self,
+        name: str,
+        server: MemoryServer,
+        address: str,
+        deadline: float,
+        *,
+        number: int = 0,
+        psk: Path | None = None,
+    ) -> None:
+        await order(
+            self.socket,
+            "store",
+            ("id", name),
+            ("number", number),
+            ("address", address),
+            ("port", server.port),
+            ("export", server.export),
+            ("identity", server.psk_identity),
+            ("psk-file", str(psk or self._psk(name))),
+            deadline=deadline,
+        )
+
+    async def _linked(self, name: str, host: str | None, end: float) -> None:
+        """Wait until the pager is connected. Nothing tells, so this looks."""
+        while True:
+            region = await self._stats_of(name, _left(end))
+            store = region.stores[0] if region and 0 in region.stores else None
+            if store and store.links:
+                return
+            if store and store.refused:
+                raise RefusedError(store.why, host=host)
+            if time.monotonic() + _POLL > end:
+                why = store.why if store else "it is not there"
+                raise UnreachableError(f"the pager cannot reach the memory server: {why}", host=host)
+            await asyncio.sleep(_POLL)
+
+    async def _clear(self, lease: str, deadline: float = 10.0) -> None:
+        """Take away whatever there is of a region; with the last one the pager goes."""
+        if await self._runs():
+            # Nobody listens when the holder just ended the pager, as it does when QEMU ends.
+            with contextlib.suppress(NotFoundError, UnreachableError):
+                await order(self.socket, "remove", ("id", lease), deadline=deadline)
+        shutil.rmtree(self._folder(lease), ignore_errors=True)
+        for suffix in ("psk", "psk2"):
+            nbd.remove_file(runtime_file(self._folders.runtime, lease, suffix))
+        left = list(self._home.iterdir()) if self._home.is_dir() else []
+        if not left:
+            await self._end_pager()
+            with contextlib.suppress(OSError):
+                self._home.rmdir()
+
+    async def _end_pager(self) -> None:
+        # A holder that is gone took its children with it.
+        with contextlib.suppress(NotFoundError, UnreachableError):
+            await self._holder.stop(CHILD, grace=1.0)
+            await self._holder.forget(CHILD)
+        with contextlib.suppress(UnreachableError):
+            for name in await self._holder.names():
+                if name.startswith("pager."):
+                    await self._holder.drop(name)
+        nbd.remove_file(self.socket)
+        for suffix in ("log", "log.1"):
+            nbd.remove_file(self._folders.state / f"pager.{suffix}")
+
+    # Small things
+
+    @property
+    def _home(self) -> Path:
+        return shm_home() / f"vm-{self._folders.state.name}"
+
+    def _folder(self, lease: str) -> Path:
+        return self._home / lease
+
+    def _psk(self, lease: str) -> Path:
+        return runtime_file(self._folders.runtime, lease, "psk")
+
+    def _region(self, lease: str, size: int) -> MemoryRegion:
+        path = self._folder(lease) / FILE
+        return MemoryRegion(
+            lease=lease,
+            size=size,
+            backend="memory-backend-file",
+            props={"mem-path": str(path), "size": size, "share": True, "prealloc": False},
+            children=(CHILD,),
+        )
+
+    def _argv(self, program: str) -> list[str]:
+        return [
+            program,
+            "--holder",
+            str(self._folders.holder_socket),
+            "--listen-fd",
+            "3",
+            "--cache",
+            str(self._cache // 4096 * 4096),
+            "--lanes",
+            str(self._lanes),
+            "--deadline-ms",
+            str(round(self._request_deadline * 1000)),
+        ]
+
+    async def _stats_of(self, lease: str, deadline: float) -> RegionStats | None:
+        if not await self._runs():
+            return None
+        return (await self.stats(deadline=deadline)).regions.get(lease)
+
+
+def default_cache() -> int:
+    """Return how many bytes of borrowed memory may be on this host unless told otherwise: a sixteenth of its memory."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(1 << 30, max(64 << 20, total // 16)) // 4096 * 4096
+
+
+def missing() -> str | None:
+    """Return why this host cannot page memory, or ``None``."""
+    release = os.uname().release.split("-")[0].split(".")
+    if tuple(int(part) for part in release[:2]) < _KERNEL_MIN:
+        return "write protection of shared memory needs Linux 5.19 or newer"
+    if shutil.which("nbdinfo") is None:
+        return "nbdinfo is not installed"
+    try:
+        find_binary("vmcoal-pager")
+        _library()
+    except PrerequisiteError as error:
+        return error.message
+    if os.geteuid() and not os.access("/dev/userfaultfd", os.R_OK | os.W_OK) and not _unprivileged():
+        return "this user may not use userfaultfd"
+    return None
+
+
+def _unprivileged() -> bool:
+    try:
+        return Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() == "1"
+    except OSError:
+        return False
+
+
+def _library() -> Path:
+    path = find_binary("vmcoal-pager").parent / "libvmcoal-qemu.so"
+    if not path.is_file():
+        raise PrerequisiteError(f"{path} is missing", hint="install vmcoal from its wheel")
+    return path
+
+
+def _complaint(region: RegionStats) -> str | None:
+    if region.lost:
+        return f"{region.lost} of its pages are lost: what touches them waits; detach it by force, or shut the VM down"
+    away = [store for store in region.stores.values() if not store.links]
+    if away and len(away) == len(region.stores):
+        return f"its lender does not answer, what touches its pages waits: {away[0].why}"
+    if away:
+        return f"one of its lenders does not answer: {away[0].why}"
+    behind = sum(store.behind for store in region.stores.values())
+    return f"{behind} of its pages are on one lender alone, being copied" if behind else None
+
+
+def _left(end: float) -> float:
+    left = end - time.monotonic()
+    if left <= 0:
+        raise DeadlineError("preparing the memory took too long")
+    return left

@@ -1,0 +1,100 @@
+"""Orders to vmcoal-pager over its control socket (docs/internals/pager-protocol.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, NotFoundError, RefusedError, UnreachableError
+from vmcoal.holding.connection import Connection
+from vmcoal.holding.wire import Field, Packet, encode
+
+
+@dataclass
+class StoreStats:
+    """A lender's server of a region: ``links`` connections that work, whether it ``refused`` (it has other bytes), the
+    pages that it does not have yet, and why it is not connected."""
+
+    links: int = 0
+    refused: bool = False
+    behind: int = 0
+    why: str = ""
+
+
+@dataclass
+class RegionStats:
+    """A region: its pages, whether QEMU maps it, pages that no store has as they were sealed, its stores by number."""
+
+    pages: int = 0
+    mapped: bool = False
+    lost: int = 0
+    stores: dict[int, StoreStats] = field(default_factory=dict)
+
+
+@dataclass
+class PagerStats:
+    """What the pager counts. ``counters`` by name; ``latency`` counts demand fetches below so many microseconds."""
+
+    counters: dict[str, int] = field(default_factory=dict)
+    latency: dict[int, int] = field(default_factory=dict)
+    regions: dict[str, RegionStats] = field(default_factory=dict)
+
+
+async def order(path: Path, verb: str, *fields: Field, fds: Sequence[int] = (), deadline: float) -> Packet:
+    """Send one order and return its answer.
+
+    A pager that dies before it answers is started anew by the holder and asked again. Raises `NotFoundError`,
+    `ConflictError`, `RefusedError` or `ExecutionError` as it says no, `UnreachableError` or `DeadlineError`.
+    """
+    try:
+        async with asyncio.timeout(deadline):
+            while True:
+                connection = Connection.open(path, lambda _: None, lambda _: None)
+                try:
+                    answer = await connection.request(encode(verb, *fields), fds)
+                    break
+                except UnreachableError:
+                    await asyncio.sleep(0.02)
+                finally:
+                    connection.close()
+    except TimeoutError as error:
+        raise DeadlineError(f"the pager did not answer {verb} within {deadline:g} s") from error
+    except UnreachableError as error:
+        raise UnreachableError(f"no pager listens at {path}") from error
+    for descriptor in answer.fds:
+        os.close(descriptor)
+    if answer.head == "ok":
+        return answer
+    kinds = {"ENOENT": NotFoundError, "EEXIST": ConflictError, "EBUSY": ConflictError, "EINVAL": RefusedError}
+    raise kinds.get(answer.get("errno"), ExecutionError)(f"the pager: {answer.get('message')}")
+
+
+async def stats(path: Path, *, deadline: float) -> PagerStats:
+    """Return what the pager counts; raises `UnreachableError` or `DeadlineError`."""
+    result = PagerStats()
+    region: RegionStats | None = None
+    store: StoreStats | None = None
+    for key, value in (await order(path, "stats", deadline=deadline)).fields:
+        if key == "region":
+            region, store = RegionStats(), None
+            result.regions[value] = region
+        elif region is not None and key == "store":
+            store = region.stores[int(value)] = StoreStats()
+        elif store is not None and key == "why":
+            store.why = value
+        elif store is not None and key == "refused":
+            store.refused = value == "1"
+        elif store is not None and key in ("links", "behind"):
+            setattr(store, key, int(value))
+        elif region is not None and key == "mapped":
+            region.mapped = value == "1"
+        elif region is not None and key in ("pages", "lost"):
+            setattr(region, key, int(value))
+        elif key.startswith("below-us-"):
+            result.latency[int(key.removeprefix("below-us-"))] = int(value)
+        else:
+            result.counters[key] = int(value)
+    return result
