@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -69,23 +70,28 @@ def test_a_huge_message_is_noted_by_its_length(tmp_path: Path) -> None:
     assert line["msg"] == {"bytes": 300_013}
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """Let a file grow to 300 bytes only: as on a full disk, the write that crosses it is cut short."""
+    """Let a file grow to 300 bytes only: as on a full disk, the write that crosses it is cut short.
+
+    Only inside the test: what pytest itself prints may go to a file too.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "qmp.log"
     transcript = Transcript(path)
-    for number in range(20):
-        transcript.record("out", {"n": number})
+    with small_files():
+        for number in range(20):
+            transcript.record("out", {"n": number})
     assert transcript.drops > 0
     drops = transcript.drops
     kept = 20 - drops
