@@ -129,6 +129,10 @@ class Controller:
             await asyncio.wait_for(self._stop.wait(), 2.0)
 
     async def _boot(self) -> None:
+        if self._spec.metrics:
+            from vmcoal.metrics.http import check_address
+
+            check_address(self._spec.metrics)
         holder = await Holder.start(self._folders, name=f"vm-{self._spec.name}", deadline=10.0)
         self._vm = await self._assemble(holder)
         await lifecycle.clean_up(self._vm)  # what a VM left whose holder was killed, and its controller too

@@ -9,6 +9,7 @@ import logging
 from vmcoal.controller.vm import Vm, cpu_names
 from vmcoal.errors import VmcoalError
 from vmcoal.guest.channel import Agent, wait_agent
+from vmcoal.machine.names import AGENT_PORT
 from vmcoal.model.machine import CpuMode
 from vmcoal_qmp import QmpDisconnectedError
 
@@ -70,6 +71,10 @@ class GuestKeeper:
                     async for event in events:
                         if event.name == "VSERPORT_CHANGE":
                             self._vserport.set()
+                            if event.data.get("id") == AGENT_PORT and not event.data.get("open"):
+                                # An agent that was killed takes with it what it was doing.
+                                log.info("the guest's agent closed its port")
+                                await self.drop_agent()
                         elif event.name == "GUEST_PANICKED":
                             log.error("the guest's kernel panicked")
                         elif event.data.get("guest"):

@@ -168,7 +168,7 @@ def _channels(fds: Mapping[str, int]) -> list[str]:
         "-device",
         f"virtio-serial-pci,id=ports,addr={_SERIAL:#x}",
         "-device",
-        f"virtserialport,id=agent-port,bus=ports.0,nr=1,chardev=agent,name={_AGENT_PORT}",
+        f"virtserialport,id={names.AGENT_PORT},bus=ports.0,nr=1,chardev=agent,name={_AGENT_PORT}",
         "-device",
         f"virtserialport,id=qga-port,bus=ports.0,nr=2,chardev=qga,name={_QGA_PORT}",
         "-object",

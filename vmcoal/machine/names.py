@@ -13,6 +13,10 @@ from typing import NamedTuple
 from vmcoal.errors import UsageError
 from vmcoal.model.attachment import MemoryStyle
 
+AGENT_PORT = "agent-port"
+"""QOM id of the agent's virtio-serial port."""
+
+
 _LEASE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _BACKEND = "mem-"
 _DEVICE = {MemoryStyle.DIMM: "dimm-", MemoryStyle.GRANULAR: "vmem-"}

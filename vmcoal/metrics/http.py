@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import socket
 from collections.abc import Awaitable, Callable
 
-from vmcoal.errors import PrerequisiteError, UsageError
+from vmcoal.errors import ConflictError, PrerequisiteError, UsageError
 
 _HEADER_LIMIT = 8192
 _DEADLINE = 10.0
@@ -18,6 +20,22 @@ def parse_address(address: str) -> tuple[str, int]:
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise UsageError(f"{address!r} is not an address", hint="write it as 127.0.0.1:9464")
     return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def check_address(address: str) -> None:
+    """Raise `ConflictError` if ``address`` is taken, `PrerequisiteError` if it cannot be had."""
+    host, port = parse_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConflictError(
+                f"{address} is taken", hint="choose another one: --metrics HOST:PORT; who has it: ss -ltnp"
+            ) from error
+        raise PrerequisiteError(
+            f"cannot listen on {address} for metrics: {error.strerror}", hint="list the addresses: ip -brief address"
+        ) from error
 
 
 async def serve_metrics(address: str, exposition: Callable[[], Awaitable[str]]) -> None:
