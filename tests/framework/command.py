@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import subprocess
 import sys
@@ -48,10 +47,9 @@ def vmcoal(*arguments: str, stdin: bytes = b"") -> Done:
 
 def spawn_vmcoal(*arguments: str, **kwargs: Any) -> subprocess.Popen[bytes]:
     """Start ``vmcoal ARGUMENTS`` as a process; stdout and stderr are pipes unless given."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'qmp'}"}
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
     options |= kwargs
-    return subprocess.Popen([sys.executable, "-P", "-m", "vmcoal.cli.main", *arguments], env=environment, **options)
+    return subprocess.Popen([sys.executable, "-P", "-m", "vmcoal.cli.main", *arguments], **options)
 
 
 def plain_times(text: str) -> str:

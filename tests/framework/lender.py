@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -36,7 +35,6 @@ from vmcoal.model.lease import LeaseTerms, ResourceKind
 from vmcoal.model.units import MIB
 
 T = TypeVar("T")
-ROOT = Path(__file__).parents[2]
 
 QUICK = Limits(ttl_min=0.2, grace_min=0.3, heartbeat=0.05, resume=0.3)
 """Terms that end within a test's patience; a borrower asks for ttl and grace 0 to get them."""
@@ -126,12 +124,11 @@ async def start_lender(*arguments: str, name: str = "den") -> Lending:
     """Start ``python -m vmcoal.lending`` and return it when it is ready; raises `ChildProcessError` with its stderr."""
     ready, theirs = os.pipe()
     argv = [sys.executable, "-P", "-m", "vmcoal.lending", name, *arguments, "--ready-fd", str(theirs)]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'qmp'}"}
     folders = lender_folders(name)
     folders.make()
     with folders.log.open("ab") as log:
         process = await asyncio.create_subprocess_exec(
-            *argv, env=environment, pass_fds=(theirs,), stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL
+            *argv, pass_fds=(theirs,), stdout=log, stderr=log, stdin=asyncio.subprocess.DEVNULL
         )
     os.close(theirs)
     with os.fdopen(ready, "rb") as pipe:

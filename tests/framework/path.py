@@ -35,7 +35,7 @@ import msgspec
 import pytest
 
 from framework import evidence
-from framework.command import ROOT, Done
+from framework.command import Done
 from framework.leaks import Surroundings
 from vmcoal.controller.api import AttachResult, DetachResult
 from vmcoal.errors import VmcoalError
@@ -64,7 +64,6 @@ class Scene:
             "XDG_CACHE_HOME": cache,
             "VMCOAL_TEST": home.name,
             "VMCOAL_SHM_DIR": str(self.shm),
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'qmp'}",
         }
         for folder in "src":
             (home / folder).mkdir(mode=0o700, exist_ok=True)
