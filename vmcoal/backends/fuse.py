@@ -274,11 +274,13 @@ class FuseEngine:
             return None
 
     def _tail(self, lease: str) -> str:
-        try:
-            text = (self._folders.state / f"{lease}.fuse.log").read_text(errors="replace").strip()
-        except FileNotFoundError:
-            text = ""
-        return f"nbdfuse ended: {text.splitlines()[-1] if text else 'it said nothing'}"
+        # A proxy that ended is why nbdfuse finds nobody.
+        for child, what in ((f"{lease}.proxy", "its proxy (nbdkit) said"), (f"{lease}.fuse", "nbdfuse said")):
+            with contextlib.suppress(OSError):
+                text = (self._folders.state / f"{child}.log").read_text(errors="replace").strip()
+                if text:
+                    return f"{what}: {text.splitlines()[-1]}"
+        return "nbdfuse ended and said nothing"
 
 
 def _tune(device: str) -> None:

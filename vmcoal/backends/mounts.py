@@ -55,7 +55,9 @@ async def wait_mounted(mount: Path, *, failed: Callable[[], str | None], deadlin
         while (device := device_of(mount)) is None:
             reason = failed()
             if reason:
-                raise ExecutionError(f"nothing was mounted on {mount}: {reason}")
+                raise ExecutionError(
+                    f"nothing was mounted on {mount}: {reason}", hint="check nbdkit and nbdfuse here: vmcoal doctor"
+                )
             left = end - loop.time()
             if left <= 0:
                 raise DeadlineError(f"nothing was mounted on {mount} within {deadline:g} s")
