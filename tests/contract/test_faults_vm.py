@@ -1,0 +1,72 @@
+"""Processes of a VM that die while memory is plugged: told with the next step, and cleaned up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from framework.path import Scene, kill, scene, until
+
+pytestmark = [pytest.mark.contract, pytest.mark.timeout(120)]
+
+BOOT_SECTOR = b"\xfa\xf4\xeb\xfd".ljust(510, b"\0") + b"\x55\xaa"
+
+
+@pytest.fixture
+def plugged(request: pytest.FixtureRequest) -> Iterator[tuple[Scene, str]]:
+    """A VM whose guest does nothing, with a DIMM of 128 MiB; its lease."""
+    with scene(request) as made:
+        made.lend("attic", cpus=1, memory="256M")
+        image = made.home / "still.raw"
+        image.write_bytes(BOOT_SECTOR.ljust(1 << 20, b"\0"))
+        made.boot("still", "--image", str(image), "--no-seed", "--wait", "qemu")
+        yield made, made.attach("--memory", "128M").attachment.memory[0].lease
+
+
+def all_given_back(made: Scene) -> None:
+    until(lambda: made.lender("attic").leases == (), "the lease being given back")
+    until(lambda: not made.pids(" still ") and not made.pids("nbdfuse"), "the end of its processes")
+    assert not [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"{made.home}/r" in line]
+    assert list(made.shm.iterdir()) == []
+    assert made.open_operations() == []
+
+
+def test_qemu_is_killed(plugged: tuple[Scene, str]) -> None:
+    made, _ = plugged
+    kill(made.status().qemu_pid or 0)
+    status = until(lambda: found if (found := made.status()).state == "failed" else None, "the VM being failed")
+    assert status.exit is not None
+    assert (status.exit["state"], status.exit["code"]) == ("signaled", 9)
+    all_given_back(made)
+    assert made.run("attach", "still", "--memory", "128M", code=3).err.count("hint:") == 1
+
+
+def test_the_holder_is_killed(plugged: tuple[Scene, str]) -> None:
+    made, _ = plugged
+    kill(made.status().holder_pid or 0)
+    until(lambda: made.status().state == "failed", "the VM being failed")
+    all_given_back(made)
+
+
+def test_the_holder_and_the_controller_are_killed(plugged: tuple[Scene, str]) -> None:
+    made, _ = plugged
+    status = made.status()
+    kill(status.controller_pid or 0)
+    kill(status.holder_pid or 0)
+    assert made.status().state == "failed"
+    all_given_back(made)
+    made.run("delete", "still", "--yes")
+
+
+@pytest.mark.parametrize("program", ["nbdfuse", "nbdkit"])
+def test_a_data_plane_process_is_killed(plugged: tuple[Scene, str], program: str) -> None:
+    made, lease = plugged
+    (victim,) = made.pids(program, f"{lease}.nb") if program == "nbdfuse" else made.pids("nbdkit", "--filter=retry")
+    kill(victim)
+    (line,) = until(lambda: made.status().degraded, "the VM being degraded")
+    assert "its memory is lost; next: vmcoal shutdown still --force" in line
+    assert made.status().state == "running"
+    made.run("shutdown", "still", "--force")
+    all_given_back(made)
