@@ -15,6 +15,7 @@ from framework.fake_controller import FakeController, failure, result
 from vmcoal import layout
 from vmcoal.cli import boot as boot_module
 from vmcoal.controller import start
+from vmcoal.controller.journal import Journal
 from vmcoal.controller.lifecycle import save_spec
 from vmcoal.errors import DeadlineError, PrerequisiteError
 from vmcoal.host import accel
@@ -34,6 +35,7 @@ class Started:
     def __init__(self) -> None:
         self.specs: list[MachineSpec] = []
         self.wait: Any = None
+        self.comes_up = True
         self.fakes: list[FakeController] = []
 
     async def __call__(self, name: str, spec: MachineSpec, **options: Any) -> VmStatus:
@@ -42,6 +44,8 @@ class Started:
         folders = layout.vm_folders(name)
         folders.make()
         save_spec(spec, folders)
+        if self.comes_up:
+            came_up(name)
         reply = self.wait or result(status(spec, "vmcoal"))
         self.fakes.append(FakeController(folders.control_socket, {"wait": [reply]}).__enter__())
         return status(spec, "none")
@@ -49,6 +53,12 @@ class Started:
     @property
     def spec(self) -> MachineSpec:
         return self.specs[-1]
+
+
+def came_up(name: str) -> None:
+    journal = Journal(layout.vm_folders(name).journal)
+    journal.mark_booted()
+    journal.close()
 
 
 def status(spec: MachineSpec, agent: str) -> VmStatus:
@@ -160,6 +170,14 @@ def test_an_image_that_may_have_booted_gets_no_seed_unasked(started: Started, im
     assert "--seed" in told.err
 
 
+def test_a_vm_whose_first_boot_failed_takes_other_options(started: Started, kernel: str) -> None:
+    started.comes_up = False
+    boot("web", "--kernel", kernel)
+    started.fakes.pop().__exit__(None, None, None)
+    boot("web", "--kernel", kernel, "--cpus", "3")
+    assert started.spec.cpus == 3
+
+
 def test_the_config_file_gives_defaults(started: Started, kernel: str) -> None:
     layout.config_file().parent.mkdir(parents=True)
     layout.config_file().write_text('[boot]\ncpus = 1\nmemory = "256M"\nnet = "none"\naccel = "tcg"\n')
@@ -218,6 +236,7 @@ def stored(name: str = "web", **fields: Any) -> MachineSpec:
     spec = MachineSpec(name=name, uuid="u", **options | fields)
     layout.vm_folders(name).make()
     save_spec(spec, layout.vm_folders(name))
+    came_up(name)
     return spec
 
 

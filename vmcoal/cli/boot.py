@@ -16,7 +16,7 @@ from vmcoal.cli.boot_machine import Report, new_machine, refuse_changes, same_ma
 from vmcoal.cli.config import load_config
 from vmcoal.cli.output import Steps, counted, note, print_json, print_plan, steps, vcpus
 from vmcoal.cli.params import COUNT, COUNT_OR_NONE, DEFAULT_VM, PORT, SECONDS, SIZE, VM, dry_run_option, output_option
-from vmcoal.cli.vm import holder_lives, vm_call
+from vmcoal.cli.vm import holder_lives, read_spec, vm_call
 from vmcoal.controller.api import Progress, WaitRequest
 from vmcoal.errors import ConflictError, DeadlineError, DegradedError, PrerequisiteError
 from vmcoal.model.attachment import Plan, Step
@@ -93,7 +93,7 @@ def boot(
     defaults = load_config().boot
     if holder_lives(name):
         raise ConflictError(f"VM {name} runs already", hint=f"vmcoal status {name}; another one: vmcoal boot NAME")
-    exists = name in layout.known_vms()
+    exists = name in layout.known_vms() and has_run(name)
     if exists:
         refuse_changes(name, options)
     with steps() as shown:
@@ -110,6 +110,8 @@ def boot(
             return
         folders = layout.vm_folders(name)
         folders.make()
+        if not exists:
+            folders.overlay.unlink(missing_ok=True)
         spec = prepare_files(spec, folders, options["image_size"])
         if foreground:
             shown.close()
@@ -120,6 +122,15 @@ def boot(
         return
     click.echo(ready_line(status))
     note(f"next: vmcoal shell {name}   or, to grow it: vmcoal lend --help, vmcoal attach --help")
+
+
+def has_run(name: str) -> bool:
+    """Return whether QEMU ever came up for a VM. One whose first boot failed has nothing to keep: the next command
+    line makes it anew. Raises `PrerequisiteError` if its spec cannot be read."""
+    from vmcoal.controller.journal import has_booted
+
+    read_spec(name)
+    return has_booted(layout.vm_folders(name).journal)
 
 
 def preflight() -> None:

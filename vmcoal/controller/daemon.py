@@ -46,6 +46,8 @@ from vmcoal.policy.placement import choose_node
 
 log = logging.getLogger(__name__)
 
+_TELL_DEADLINE = 2.0
+
 
 class Controller:
     """Runs one VM: serves its control socket, keeps its leases, cleans up when it ends."""
@@ -59,6 +61,8 @@ class Controller:
         self._ready: dict[str, asyncio.Event] = {"qemu": asyncio.Event(), "agent": asyncio.Event()}
         self._ended = asyncio.Event()
         self._stop = asyncio.Event()
+        self._told = asyncio.Event()
+        """Whoever started the controller knows why it failed."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._boot_text = ""
         self._server = ControlServer(
@@ -126,7 +130,7 @@ class Controller:
             await lifecycle.clean_up(self._vm)
             await lifecycle.end_holder(self._vm)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), 2.0)
+            await asyncio.wait_for(self._told.wait(), _TELL_DEADLINE)
 
     async def _boot(self) -> None:
         if self._spec.metrics:
@@ -162,6 +166,7 @@ class Controller:
         self._launched()
 
     def _launched(self) -> None:
+        self.vm.journal.mark_booted()
         self._ready["qemu"].set()
         self._spawn(self._guest.keep_agent(), "agent")
         # The first look at what the engine needs runs programs: better while the guest boots than during an attach.
@@ -295,6 +300,8 @@ class Controller:
         await lifecycle.wait_for(
             self._ready["qemu"], request.deadline, "QEMU did not start", f"vmcoal logs {spec.name} qemu"
         )
+        if self._failure is not None:
+            self._told.set()
         vm = self.vm
         if request.until == "agent":
             client.report(2, 2, "wait for the guest")

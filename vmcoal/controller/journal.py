@@ -34,6 +34,21 @@ create table if not exists events (
 """
 
 
+BOOTED = "booted"
+"""The item that says that the VM's QEMU came up at least once."""
+
+
+def has_booted(path: Path) -> bool:
+    """Return whether the journal in ``path`` says that its VM's QEMU ever came up; no journal says no."""
+    if not path.exists():
+        return False
+    journal = Journal(path)
+    try:
+        return BOOTED in journal.items()
+    finally:
+        journal.close()
+
+
 @dataclass
 class OpenStep:
     """One step of an operation: its undo data, and how far it came."""
@@ -127,6 +142,11 @@ class Journal:
     def drop(self, key: str) -> None:
         """Record that an item is gone."""
         self._append(0, "drop", key, {})
+
+    def mark_booted(self) -> None:
+        """Record once that QEMU came up."""
+        if BOOTED not in self.items():
+            self.put(BOOTED, {"at": time.time()})
 
     def items(self) -> dict[str, Any]:
         """Return every item as plain data, oldest first."""
