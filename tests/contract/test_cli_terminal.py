@@ -23,7 +23,8 @@ import pytest
 from framework.command import spawn_vmcoal
 from framework.fake_controller import Conversation, FakeController, failure, result
 from vmcoal import layout
-from vmcoal.controller.api import Call, ExecResult, Output, Progress
+from vmcoal.control.wire import Call, Output, Progress
+from vmcoal.controller.api import ExecResult
 from vmcoal.errors import UnreachableError
 from vmcoal.model.machine import Accel, KernelBoot, MachineSpec
 

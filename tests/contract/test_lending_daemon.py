@@ -26,7 +26,7 @@ from framework.lender import (
     until,
 )
 from framework.lent import fuse_engine, region_file
-from vmcoal.controller.api import Progress
+from vmcoal.control.wire import Progress
 from vmcoal.errors import (
     ConflictError,
     ExecutionError,
@@ -255,7 +255,7 @@ async def test_a_silent_borrower_whose_data_connection_lives_keeps_everything(qu
         return (await quick.status()).leases == ()
 
     await until(over, "giving back")
-    assert not lent_files()
+    await until(lambda: not lent_files(), "deleting the bytes")
 
 
 # The operator

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import subprocess
 import sys
@@ -47,7 +48,13 @@ def vmcoal(*arguments: str, stdin: bytes = b"") -> Done:
 
 def spawn_vmcoal(*arguments: str, **kwargs: Any) -> subprocess.Popen[bytes]:
     """Start ``vmcoal ARGUMENTS`` as a process; stdout and stderr are pipes unless given."""
-    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    # The environment is given: readline, once imported, puts LINES and COLUMNS into it behind the back of os.environ.
+    options: dict[str, Any] = {
+        "env": dict(os.environ),
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "stdin": subprocess.DEVNULL,
+    }
     options |= kwargs
     return subprocess.Popen([sys.executable, "-P", "-m", "vmcoal.cli.main", *arguments], **options)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from vmcoal.controller.api import API, Call, Failure, Input, Reply, Result
+from vmcoal.control.wire import API, Call, Failure, Input, Reply, Result
 from vmcoal.errors import UsageError, VmcoalError
 
 _PATIENCE = 20.0

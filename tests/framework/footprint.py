@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from framework.path import Scene, until
+from vmcoal.control.client import call
 from vmcoal.controller.api import AttachResult, DetachResult
-from vmcoal.controller.client import call
 from vmcoal.model.attachment import AttachRequest, DetachRequest
 from vmcoal.model.units import MIB
 

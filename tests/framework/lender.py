@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from vmcoal.controller.api import Progress
-from vmcoal.controller.client import call
+from vmcoal.control.client import call
+from vmcoal.control.wire import Progress
 from vmcoal.fabric.identity import (
     BorrowerRecord,
     Identity,

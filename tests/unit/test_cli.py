@@ -19,7 +19,8 @@ from vmcoal import errors, layout
 from vmcoal.cli import guest
 from vmcoal.cli.app import Command, Group, app
 from vmcoal.cli.catalog import COMMANDS
-from vmcoal.controller.api import API, AttachResult, Call, DetachResult, ExecResult, Output, Progress, ShutdownResult
+from vmcoal.control.wire import API, Call, Output, Progress
+from vmcoal.controller.api import AttachResult, DetachResult, ExecResult, ShutdownResult
 from vmcoal.model.attachment import (
     AttachedCpu,
     AttachedMemory,

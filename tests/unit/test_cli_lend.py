@@ -16,7 +16,8 @@ from vmcoal.cli import lend
 from vmcoal.cli.lender_process import start_error
 from vmcoal.cli.lenders import lenders_text, split_address
 from vmcoal.cli.params import local_lenders
-from vmcoal.controller.api import LenderView, Progress
+from vmcoal.control.wire import Progress
+from vmcoal.controller.api import LenderView
 from vmcoal.errors import ConflictError, ExecutionError, PrerequisiteError, RefusedError, UsageError
 from vmcoal.lending.api import BorrowerView, LenderStatus, PairRequest, ReclaimResult
 from vmcoal.model.lease import Lease, LeaseState, Offer, ResourceKind

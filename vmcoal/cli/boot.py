@@ -17,7 +17,8 @@ from vmcoal.cli.config import load_config
 from vmcoal.cli.output import Steps, counted, note, print_json, print_plan, steps, vcpus
 from vmcoal.cli.params import COUNT, COUNT_OR_NONE, DEFAULT_VM, PORT, SECONDS, SIZE, VM, dry_run_option, output_option
 from vmcoal.cli.vm import holder_lives, read_spec, vm_call
-from vmcoal.controller.api import Progress, WaitRequest
+from vmcoal.control.wire import Progress
+from vmcoal.controller.api import WaitRequest
 from vmcoal.errors import ConflictError, DeadlineError, DegradedError, PrerequisiteError
 from vmcoal.model.attachment import Plan, Step
 from vmcoal.model.machine import DiskBoot, MachineSpec

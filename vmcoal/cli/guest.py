@@ -22,8 +22,9 @@ from vmcoal.cli.app import Command
 from vmcoal.cli.output import note
 from vmcoal.cli.params import SECONDS, resolve_vm, vm_argument
 from vmcoal.cli.vm import status_of, vm_call
-from vmcoal.controller.api import ExecRequest, ExecResult, Output
-from vmcoal.controller.client import connect
+from vmcoal.control.client import connect
+from vmcoal.control.wire import Output
+from vmcoal.controller.api import ExecRequest, ExecResult
 from vmcoal.errors import PrerequisiteError, RefusedError, UnreachableError, UsageError
 
 _ESCAPE = 0x1D  # Ctrl-]

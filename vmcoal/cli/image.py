@@ -10,7 +10,7 @@ import click
 from vmcoal.cli.app import Group
 from vmcoal.cli.output import note, print_json, steps, table
 from vmcoal.cli.params import SIZE, output_option
-from vmcoal.controller.api import Progress
+from vmcoal.control.wire import Progress
 from vmcoal.errors import UsageError
 from vmcoal.model.units import GIB, format_size
 

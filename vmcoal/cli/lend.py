@@ -31,7 +31,7 @@ from vmcoal.cli.params import (
     resolve_local_lender,
     yes_option,
 )
-from vmcoal.controller.api import Progress
+from vmcoal.control.wire import Progress
 from vmcoal.errors import ConflictError, PrerequisiteError, UsageError
 from vmcoal.lending.api import BorrowerView, DrainRequest, ForgetRequest, LenderStatus, PairRequest, ReclaimResult
 from vmcoal.model.lease import Lease, ResourceKind

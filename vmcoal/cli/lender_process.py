@@ -16,8 +16,8 @@ from typing import TypeVar
 import msgspec
 
 from vmcoal import layout
-from vmcoal.controller.api import Progress
-from vmcoal.controller.client import NotListeningError, call, connect
+from vmcoal.control.client import NotListeningError, call, connect
+from vmcoal.control.wire import Progress
 from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, PrerequisiteError, UsageError, VmcoalError
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from vmcoal.cli.outcome import printable
-from vmcoal.controller.api import Progress
+from vmcoal.control.wire import Progress
 from vmcoal.model.attachment import Plan
 from vmcoal.model.units import format_duration
 

@@ -12,8 +12,8 @@ import msgspec
 
 from vmcoal import layout
 from vmcoal.cli.output import note, steps
-from vmcoal.controller.api import Output, Progress
-from vmcoal.controller.client import NotListeningError, call
+from vmcoal.control.client import NotListeningError, call
+from vmcoal.control.wire import Output, Progress
 from vmcoal.errors import PrerequisiteError, VmcoalError
 from vmcoal.model.machine import MachineSpec
 from vmcoal.model.status import VmStatus
@@ -34,7 +34,7 @@ def vm_call(
     deadline: float | None = None,
     undone: bool = False,
 ) -> T:
-    """Call a VM's controller (see `vmcoal.controller.client.call`); one that died while its VM lives is started again.
+    """Call a VM's controller (see `vmcoal.control.client.call`); one that died while its VM lives is started again.
     ``undone``: Ctrl-C undoes what the call began, which is said because it takes a moment.
 
     Raises `PrerequisiteError` if the VM does not run.

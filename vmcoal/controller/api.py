@@ -1,7 +1,5 @@
-"""What a controller answers on its control socket.
+"""What a controller answers on its control socket (`vmcoal.control`).
 
-Newline-delimited JSON over a Unix stream socket (mode 0600, peer uid checked), one line at most `MAX_LINE` bytes. The
-client sends one `Call`; the controller answers with any number of `Progress` and then one `Result` or `Failure`.
 A client that hangs up cancels its call: an attach under way is undone, a detach is not begun further than it is.
 Closing only the sending half cancels too, and the answer then says what came of it (the client does so on Ctrl-C).
 
@@ -20,66 +18,11 @@ Methods, with the type of ``params`` → the type of the result:
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
-from vmcoal.errors import WireError
 from vmcoal.model.attachment import Attachment
 from vmcoal.model.lease import Offer, ResourceKind
 from vmcoal.model.link import Link
-
-API = 1
-MAX_LINE = 1 << 20
-
-
-class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One request; ``params`` is the struct of the method as plain data."""
-
-    method: str
-    params: dict[str, Any] = {}
-    api: int = API
-
-
-class Progress(msgspec.Struct, frozen=True, tag=True):
-    """A step began: ``step`` of ``steps``. ``fraction`` 0..1 inside the step where known, with ``detail``."""
-
-    step: int
-    steps: int
-    text: str
-    fraction: float | None = None
-    detail: str | None = None
-
-
-class Output(msgspec.Struct, frozen=True, tag=True):
-    """Output of a command in the guest. ``stream`` 1 stdout, 2 stderr."""
-
-    stream: int
-    data: bytes
-
-
-class Input(msgspec.Struct, frozen=True, tag=True):
-    """Client to controller while an exec runs; ``eof`` closes stdin; ``rows``/``columns`` resize a tty's terminal."""
-
-    data: bytes = b""
-    eof: bool = False
-    rows: int | None = None
-    columns: int | None = None
-
-
-class Result(msgspec.Struct, frozen=True, tag=True):
-    """The call is done."""
-
-    value: Any
-
-
-class Failure(msgspec.Struct, frozen=True, tag=True):
-    """The call failed."""
-
-    error: WireError
-
-
-Reply = Progress | Output | Result | Failure
 
 
 class AttachResult(msgspec.Struct, frozen=True, kw_only=True):

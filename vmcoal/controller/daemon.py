@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from vmcoal.control.server import Client, ControlServer, Handler
 from vmcoal.controller import lifecycle
 from vmcoal.controller.api import (
     ExecRequest,
@@ -28,7 +29,6 @@ from vmcoal.controller.detach import detach
 from vmcoal.controller.guest import GuestKeeper
 from vmcoal.controller.loans import Loan, moved
 from vmcoal.controller.reconcile import reconcile
-from vmcoal.controller.server import Client, ControlServer, Handler
 from vmcoal.controller.status import vm_status
 from vmcoal.controller.vm import QEMU, Vm
 from vmcoal.errors import ConflictError, UnreachableError, VmcoalError

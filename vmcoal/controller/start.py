@@ -9,8 +9,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from vmcoal.controller.api import Progress, WaitRequest
-from vmcoal.controller.client import call
+from vmcoal.control.client import call
+from vmcoal.control.wire import Progress
+from vmcoal.controller.api import WaitRequest
 from vmcoal.controller.lifecycle import save_spec
 from vmcoal.controller.status import tail
 from vmcoal.errors import ConflictError, DeadlineError, ExecutionError

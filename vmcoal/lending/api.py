@@ -1,4 +1,4 @@
-"""What a lender answers on its control socket, in the words of `vmcoal.controller.api` (Call, Progress, Result).
+"""What a lender answers on its control socket, in the words of `vmcoal.control.wire` (Call, Progress, Result).
 
 Methods, with the type of ``params`` → the type of the result:
 

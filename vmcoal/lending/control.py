@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from vmcoal.controller.server import Client, Handler
+from vmcoal.control.server import Client, Handler
 from vmcoal.errors import UsageError
 from vmcoal.fabric.identity import BorrowerRecord, RecordStore, fingerprint
 from vmcoal.fabric.pairing import PairingWindow, explain, new_code

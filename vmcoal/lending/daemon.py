@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from vmcoal.controller.server import ControlServer
+from vmcoal.control.server import ControlServer
 from vmcoal.errors import ConflictError, PrerequisiteError, UnreachableError, VmcoalError
 from vmcoal.fabric.identity import DEFAULT_PORT, borrower_store, load_identity
 from vmcoal.fabric.probe import boot_id

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from vmcoal.controller.api import API, MAX_LINE, Call, Failure, Input, Output, Progress, Reply, Result
+from vmcoal.control.wire import API, MAX_LINE, Call, Failure, Input, Output, Progress, Reply, Result
 from vmcoal.errors import ConflictError, InternalError, PrerequisiteError, UnreachableError, UsageError, VmcoalError
 from vmcoal.model.guest import CommandInput
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from vmcoal.controller.api import MAX_LINE, Call, Failure, Input, Output, Progress, Reply, Result
+from vmcoal.control.wire import MAX_LINE, Call, Failure, Input, Output, Progress, Reply, Result
 from vmcoal.errors import DeadlineError, InternalError, UnreachableError, VmcoalError
 
 T = TypeVar("T")
