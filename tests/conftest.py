@@ -10,9 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from framework import evidence
 from framework.leaks import Surroundings
+
+# No test asserts a time, and a busy machine makes any example slow.
+settings.register_profile("vmcoal", deadline=None)
+settings.load_profile("vmcoal")
 
 TIERS = ("unit", "contract", "guest", "lab", "root", "soak")
 _outcomes: dict[str, int] = dict.fromkeys(TIERS, 0)
