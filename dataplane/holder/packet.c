@@ -73,3 +73,11 @@ void packet_close_fds(struct packet *packet)
 	while (packet->fd_count)
 		close(packet->fds[--packet->fd_count]);
 }
+
+bool packet_peer_is_ours(int fd)
+{
+	struct ucred peer;
+	socklen_t length = sizeof peer;
+
+	return !getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) && (!peer.uid || peer.uid == geteuid());
+}

@@ -24,3 +24,6 @@ int packet_receive(int socket, struct packet *packet);
 
 /* Close the descriptors that nobody took. */
 void packet_close_fds(struct packet *packet);
+
+/* Whether the peer of a connected socket is root or runs as our own user. */
+bool packet_peer_is_ours(int fd);

@@ -74,14 +74,6 @@ static void connection_ready(struct source *source)
 		disconnect(connection);
 }
 
-static bool welcome(int fd)
-{
-	struct ucred peer;
-	socklen_t length = sizeof peer;
-
-	return !getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) && (!peer.uid || peer.uid == geteuid());
-}
-
 static void listener_ready(struct source *source)
 {
 	struct holder *holder = container_of(source, struct holder, listener);
@@ -96,7 +88,7 @@ static void listener_ready(struct source *source)
 			close(take_fd(&fd));
 		holder->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	}
-	if (fd < 0 || holder->connection_count == CONNECTIONS_MAX || !welcome(fd))
+	if (fd < 0 || holder->connection_count == CONNECTIONS_MAX || !packet_peer_is_ours(fd))
 		return;
 	connection = calloc(1, sizeof *connection);
 	if (!connection)

@@ -275,21 +275,13 @@ static void connection_ready(struct source *source)
 		disconnect(connection);
 }
 
-static bool welcome(int fd)
-{
-	struct ucred peer;
-	socklen_t length = sizeof peer;
-
-	return !getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) && (!peer.uid || peer.uid == geteuid());
-}
-
 static void listener_ready(struct source *source)
 {
 	struct control *control = container_of(source, struct control, listener);
 	AUTO_CLOSE int fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	struct connection *connection;
 
-	if (fd < 0 || control->connections == CONNECTIONS_MAX || !welcome(fd))
+	if (fd < 0 || control->connections == CONNECTIONS_MAX || !packet_peer_is_ours(fd))
 		return;
 	connection = calloc(1, sizeof *connection);
 	if (!connection)

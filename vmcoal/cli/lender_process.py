@@ -8,7 +8,6 @@ import re
 import select
 import socket
 import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -17,8 +16,9 @@ import msgspec
 
 from vmcoal import layout
 from vmcoal.control.client import NotListeningError, call, connect
+from vmcoal.control.detached import EndedAtStartError, start_detached
 from vmcoal.control.wire import Progress
-from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, PrerequisiteError, UsageError, VmcoalError
+from vmcoal.errors import ConflictError, ExecutionError, PrerequisiteError, UsageError, VmcoalError
 
 T = TypeVar("T")
 
@@ -50,31 +50,10 @@ def refuse_running(folders: layout.LenderFolders, name: str) -> None:
 
 def start_lender(argv: list[str], folders: layout.LenderFolders, name: str) -> None:
     """Start the lender detached and wait until it answers; raises `ExecutionError` with its last words."""
-    ready, theirs = os.pipe()
-    with os.fdopen(ready, "rb", buffering=0) as pipe, folders.log.open("ab") as log:
-        began = log.tell()
-        try:
-            child = subprocess.Popen(
-                [*argv, "--ready-fd", str(theirs)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(theirs,),
-                start_new_session=True,
-                cwd="/",
-            )
-        finally:
-            os.close(theirs)
-        if not select.select([pipe], [], [], _START)[0]:
-            child.kill()
-            child.wait()
-            raise DeadlineError(f"lender {name} did not start within {_START:g} s", hint=f"see {folders.log}")
-        if not pipe.read(1):
-            code = child.wait()
-            with folders.log.open("rb") as said:
-                said.seek(began)
-                raise start_error(name, code, said.read(1 << 16).decode(errors="replace"), folders.log)
-        child.returncode = 0  # it is on its own now; its end is not this command's to wait for
+    try:
+        start_detached(argv, folders.log, what=f"lender {name}", deadline=_START)
+    except EndedAtStartError as error:
+        raise start_error(name, error.code, error.said, folders.log) from None
 
 
 def start_error(name: str, code: int, said: str, log: Path) -> VmcoalError:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 
 from vmcoal.control.client import call
+from vmcoal.control.detached import EndedAtStartError, start_detached
 from vmcoal.control.wire import Progress
 from vmcoal.controller.api import WaitRequest
 from vmcoal.controller.lifecycle import save_spec
 from vmcoal.controller.status import tail
-from vmcoal.errors import ConflictError, DeadlineError, ExecutionError
+from vmcoal.errors import ConflictError, ExecutionError
 from vmcoal.layout import VmFolders, vm_folders
 from vmcoal.model.machine import MachineSpec
 from vmcoal.model.status import VmStatus
@@ -87,45 +86,14 @@ def _answers(path: str, kind: int) -> bool:
 async def _spawn(folders: VmFolders, *options: str) -> None:
     """Start ``python -m vmcoal.controller`` detached, and return when its socket listens."""
     name = folders.state.name
-    read, write = os.pipe()
+    argv = [sys.executable, "-P", "-m", "vmcoal.controller", name, *options]
     try:
-        with open(folders.controller_log, "ab") as log:  # noqa: PTH123, ASYNC230
-            child = subprocess.Popen(  # noqa: ASYNC220
-                [sys.executable, "-P", "-m", "vmcoal.controller", name, "--ready-fd", str(write), *options],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(write,),
-                start_new_session=True,
-                cwd="/",
-            )
-    finally:
-        os.close(write)
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[bytes] = loop.create_future()
-
-    def readable() -> None:
-        if not ready.done():
-            ready.set_result(os.read(read, 1))
-
-    loop.add_reader(read, readable)
-    try:
-        async with asyncio.timeout(_LISTEN_DEADLINE):
-            answered = await ready
-    except TimeoutError:
-        child.kill()
-        raise DeadlineError(
-            f"the controller of {name} did not start within {_LISTEN_DEADLINE:g} s",
-            hint=f"vmcoal logs {name} controller",
-        ) from None
-    finally:
-        loop.remove_reader(read)
-        os.close(read)
-    if not answered:
-        code = await asyncio.to_thread(child.wait, 5)
+        await asyncio.to_thread(
+            start_detached, argv, folders.controller_log, what=f"the controller of {name}", deadline=_LISTEN_DEADLINE
+        )
+    except EndedAtStartError as error:
         raise ExecutionError(
-            f"the controller of {name} ended with exit code {code}: {tail(folders.controller_log, 1)}",
+            f"the controller of {name} ended with exit code {error.code}: {tail(folders.controller_log, 1)}",
             hint=f"vmcoal logs {name} controller",
             log=tail(folders.controller_log),
-        )
-    child.returncode = 0  # it is on its own now; its exit status is not ours to wait for
+        ) from None

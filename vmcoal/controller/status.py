@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from vmcoal.controller.loans import attachments
 from vmcoal.controller.vm import Vm
 from vmcoal.errors import VmcoalError
@@ -169,8 +167,3 @@ def tail(path: object, lines: int = 8, limit: int = 4096) -> str:
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])
-
-
-def now() -> float:
-    """Return the time in seconds since the epoch."""
-    return time.time()

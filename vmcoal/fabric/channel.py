@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import asyncssh
 
 from vmcoal.errors import (
-    DeadlineError,
     PrerequisiteError,
     RefusedError,
     UnreachableError,
@@ -334,10 +333,3 @@ def connection_error(error: Exception, host: str, port: int, name: str) -> Vmcoa
                 hint="check that vmcoal lend runs there, of the same version",
             )
     return PrerequisiteError(f"cannot connect to {where}: {error}", host=name)
-
-
-def deadline_error(what: str, seconds: float, name: str) -> DeadlineError:
-    """Return the error of something that took longer than ``seconds``."""
-    return DeadlineError(
-        f"{what} did not finish within {seconds:g} s", host=name, hint="check the link: vmcoal ping, or try again"
-    )
