@@ -184,12 +184,17 @@ static bool do_cache(struct call *call)
 	return true;
 }
 
-static void describe(struct reply *reply, const struct region *region)
+static void describe(struct reply *reply, const struct engine *engine, const struct region *region)
 {
+	char latency[HISTOGRAM_BUCKETS * 21];
+
 	reply_field(reply, "region=%s", region->id);
 	reply_field(reply, "pages=%u", region->pages);
 	reply_field(reply, "mapped=%d", region->faults >= 0);
-	reply_field(reply, "lost=%u", region->lost);
+	reply_field(reply, "away=%llu", (unsigned long long)table_away(region));
+	reply_field(reply, "here=%llu", (unsigned long long)table_here(region));
+	reply_field(reply, "lost=%llu", (unsigned long long)region->counts[PAGE_LOST]);
+	reply_field(reply, "waiting=%llu", (unsigned long long)table_waiting(engine, region));
 	for (unsigned store = 0; store < META_STORES; store++) {
 		if (!region->meta->stores[store].address[0])
 			continue;
@@ -197,6 +202,10 @@ static void describe(struct reply *reply, const struct region *region)
 		reply_field(reply, "links=%u", region->ready[store]);
 		reply_field(reply, "refused=%d", region->refused[store]);
 		reply_field(reply, "behind=%llu", (unsigned long long)region->meta->behind_count[store]);
+		reply_field(reply, "bytes-in=%llu", (unsigned long long)region->meters[store].bytes_in);
+		reply_field(reply, "bytes-out=%llu", (unsigned long long)region->meters[store].bytes_out);
+		histogram_print(&region->meters[store].latency, latency, sizeof latency);
+		reply_field(reply, "latency=%s", latency);
 		reply_field(reply, "why=%s", region->why[store]);
 	}
 }
@@ -211,7 +220,7 @@ static bool do_stats(struct call *call)
 	reply_field(call->reply, "refaults=%llu", (unsigned long long)engine->policy.refaults);
 	reply_field(call->reply, "budget=%u", engine->budget);
 	reply_field(call->reply, "charged=%u", engine->charged);
-	reply_field(call->reply, "waiting=%u", engine->deferred_count);
+	reply_field(call->reply, "deferred-now=%u", engine->deferred_count);
 	for (unsigned i = 0; i < HISTOGRAM; i++)
 		if (engine->latency[i])
 			reply_field(call->reply, "below-us-%llu=%llu", 1ULL << i, (unsigned long long)engine->latency[i]);
@@ -220,7 +229,7 @@ static bool do_stats(struct call *call)
 			    (unsigned long long)engine->counts[state]);
 	for (unsigned slot = 0; slot < REGIONS_MAX; slot++)
 		if (engine->regions[slot])
-			describe(call->reply, engine->regions[slot]);
+			describe(call->reply, engine, engine->regions[slot]);
 	pthread_mutex_unlock(&engine->lock);
 	return true;
 }

@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
+#include "histogram.h"
 #include "link.h"
 #include "page.h"
 #include "policy.h"
@@ -38,8 +39,11 @@ struct tag {
 
 enum counter {
 	STAT_FAULTS,	    /* messages read */
+	STAT_FOUND,	    /* of them, on a page that was here or on its way */
 	STAT_FETCHED,	    /* pages that came from stores */
 	STAT_PREFETCHED,    /* of them, before a fault asked */
+	STAT_PREFETCH_USED, /* as far as markers tell, which stand for what was asked for with them */
+	STAT_PREFETCH_WASTED,
 	STAT_ZERO,	    /* pages made here */
 	STAT_MARKERS,	    /* faults on a held page */
 	STAT_LATE,	    /* faults on a page that was on its way */
@@ -79,7 +83,9 @@ struct region {
 	unsigned ready[META_STORES];	/* links of all lanes */
 	bool refused[META_STORES];
 	char why[META_STORES][128];
-	uint32_t lost;
+	uint64_t counts[PAGE_STATES]; /* pages in each state */
+	uint32_t lost_waiting;	      /* lost pages that somebody waits for */
+	struct meter meters[META_STORES];
 	uint32_t resync[META_STORES]; /* where the next look for a page that the store missed begins */
 };
 
@@ -106,6 +112,7 @@ struct engine {
 	struct {
 		uint32_t page; /* POLICY_NONE: free */
 		char *bytes;
+		uint32_t guessed;
 	} held[HELD_MAX];
 	unsigned held_next;
 	struct fault *deferred;
@@ -147,6 +154,7 @@ struct operation {
 	bool demand;
 	bool trim; /* a STORE of nothing */
 	uint32_t marker; /* this one of them marks a stream; RUN_MAX: none */
+	uint32_t guessed; /* pages that were asked for with the marker */
 	unsigned tried;	 /* stores whose bytes were not valid, or that failed, as bits */
 	unsigned wrong;	 /* stores that answered with other bytes */
 	unsigned behind; /* stores that are known not to have all of these pages */
@@ -168,7 +176,7 @@ struct lane {
 	struct view *views[REGIONS_MAX];
 	uint64_t serial;
 	struct requests done;
-	struct operations parked;  /* fetches that no store can be asked for now */
+	struct operations parked;  /* fetches that no store can be asked for now; under the lock, for others look */
 	uint64_t storing;	   /* bytes of write-back under way */
 	int64_t evict_us, resync_us, next_us; /* when to try again what could not be done */
 	struct {
@@ -229,9 +237,16 @@ bool table_behind(const struct region *region, unsigned store, uint32_t page);
 void table_note_behind(struct region *region, unsigned store, uint32_t page, bool behind);
 bool table_room(const struct engine *engine, uint32_t pages);
 uint32_t table_reserve(const struct engine *engine);
-char *held_take(struct engine *engine, uint32_t id);
-/* Keep a page; returns the one that had to go for it, or POLICY_NONE. */
-uint32_t held_put(struct engine *engine, uint32_t id, char *bytes, char **old);
+/* The bytes of a held page. `used`: whether its marker was; NULL: nobody can know. */
+char *held_take(struct engine *engine, uint32_t id, const bool *used);
+/* Keep a page that stands for `guessed`; returns the one that had to go for it, or POLICY_NONE. */
+uint32_t held_put(struct engine *engine, uint32_t id, char *bytes, uint32_t guessed, char **old);
+/* Pages of a region that are neither here nor zeros. */
+uint64_t table_away(const struct region *region);
+/* Pages of a region that are in the memory. */
+uint64_t table_here(const struct region *region);
+/* Threads of the guest, by pages, that wait for what no store gives now. */
+uint64_t table_waiting(const struct engine *engine, const struct region *region);
 
 /* region.c */
 bool engine_init(struct engine *engine, uint32_t budget, unsigned lanes, int64_t deadline_us);

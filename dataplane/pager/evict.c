@@ -363,7 +363,7 @@ static void resync_region(struct lane *lane, struct view *view, unsigned behind,
 			table_step(engine, region, page, EVENT_WRITE);
 			operations[fetched++] = fetch_begin(view, page, 1);
 		} else if (*byte == PAGE_HELD) {
-			free(held_take(engine, region->first + page));
+			free(held_take(engine, region->first + page, NULL));
 			table_step(engine, region, page, EVENT_UNHOLD);
 		} else if (*byte == PAGE_CLEAN) {
 			table_step(engine, region, page, EVENT_PROTECT);

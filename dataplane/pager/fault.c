@@ -8,7 +8,9 @@ static const char zeros[RUN_MAX * PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)))
 
 static void park(struct lane *lane, struct operation *operation)
 {
+	pthread_mutex_lock(&lane->engine->lock);
 	TAILQ_INSERT_TAIL(&lane->parked, operation, entry);
+	pthread_mutex_unlock(&lane->engine->lock);
 }
 
 /* Send a fetch to the store that answers soonest of those that were not tried; without one it waits for a link. */
@@ -98,8 +100,9 @@ static void prefetch(struct lane *lane, struct view *view, const struct stream_w
 {
 	struct engine *engine = lane->engine;
 	struct operation *operations[RUN_MAX];
+	struct operation *marked = NULL;
 	unsigned count = 0;
-	uint32_t at = 0;
+	uint32_t at = 0, guessed = 0;
 
 	/* What streams by pushes out what has streamed by. */
 	evict(lane, wish->count);
@@ -122,13 +125,17 @@ static void prefetch(struct lane *lane, struct view *view, const struct stream_w
 			uint32_t first = wish->step == -1 ? page - run + 1 : page;
 
 			operations[count] = fetch_begin(view, first, run);
-			if (wish->marker >= at && wish->marker < at + run)
-				operations[count]->marker =
-					wish->step == -1 ? run - 1 - (wish->marker - at) : wish->marker - at;
+			if (wish->marker >= at && wish->marker < at + run) {
+				marked = operations[count];
+				marked->marker = wish->step == -1 ? run - 1 - (wish->marker - at) : wish->marker - at;
+			}
+			guessed += run;
 			count++;
 		}
 		at += run ? run : 1;
 	}
+	if (marked)
+		marked->guessed = guessed;
 	pthread_mutex_unlock(&engine->lock);
 	for (unsigned i = 0; i < count; i++)
 		fetch_send(lane, operations[i]);
@@ -214,6 +221,7 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 		return;
 	}
 	step = table_step(engine, region, page, event);
+	engine->stats[STAT_FOUND] += before != PAGE_ABSENT && before != PAGE_ZERO && before != PAGE_LOST;
 	if (before == PAGE_ABSENT)
 		wished = streams_fault(&region->streams, page, event != EVENT_READ, FOUND_ABSENT, wishes);
 	else if (before == PAGE_ZERO || before == PAGE_HELD)
@@ -228,6 +236,7 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 		break;
 	case ACTION_WAIT:
 		engine->stats[STAT_LATE] += !(*byte & PAGE_NOTED);
+		region->lost_waiting += before == PAGE_LOST && !(*byte & PAGE_NOTED);
 		*byte |= PAGE_NOTED;
 		break;
 	case ACTION_ZERO_CLEAN:
@@ -238,7 +247,7 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 	case ACTION_CLEAN:
 	case ACTION_DIRTY:
 		engine->stats[STAT_MARKERS]++;
-		held = held_take(engine, region->first + page);
+		held = held_take(engine, region->first + page, &(bool){true});
 		*byte |= PAGE_BUSY;
 		break;
 	case ACTION_UNPROTECT:
@@ -346,6 +355,8 @@ static enum page_action arrive(struct lane *lane, struct operation *operation, u
 	struct page_step step = table_step(engine, region, page, hold ? EVENT_ARRIVED_HOLD : EVENT_ARRIVED);
 	char *copy, *old;
 
+	if (i == operation->marker && !hold)
+		engine->stats[STAT_PREFETCH_USED] += operation->guessed;
 	switch (step.action) {
 	case ACTION_CLEAN:
 	case ACTION_DIRTY:
@@ -354,7 +365,7 @@ static enum page_action arrive(struct lane *lane, struct operation *operation, u
 	case ACTION_HOLD:
 		copy = buffer_get(lane, 1);
 		memcpy(copy, bytes, PAGE_SIZE);
-		unheld = held_put(engine, region->first + page, copy, &old);
+		unheld = held_put(engine, region->first + page, copy, operation->guessed, &old);
 		if (unheld == POLICY_NONE)
 			break;
 		/* It may be of another region, whose table is the same one. */

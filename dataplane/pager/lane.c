@@ -135,7 +135,7 @@ static struct view *view_open(struct lane *lane, struct region *region)
 		for (unsigned i = 0; i < LINKS; i++) {
 			view->tags[store][i] = (struct tag){SOURCE_LINK, view, &view->links[store][i]};
 			link_init(&view->links[store][i], lane->epoll, &view->tags[store][i], &lane->done,
-				  lane->engine->deadline_us);
+				  &region->meters[store], lane->engine->deadline_us);
 		}
 	region->views++;
 	return view;
@@ -165,6 +165,13 @@ static bool view_sync(struct lane *lane, struct view *view)
 	return region->closing && !view->operations;
 }
 
+static void unpark(struct lane *lane, struct operation *operation)
+{
+	pthread_mutex_lock(&lane->engine->lock);
+	TAILQ_REMOVE(&lane->parked, operation, entry);
+	pthread_mutex_unlock(&lane->engine->lock);
+}
+
 /* Fetches that wait for a store of a region that ends. */
 static void give_up_parked(struct lane *lane)
 {
@@ -174,7 +181,7 @@ static void give_up_parked(struct lane *lane)
 		next = TAILQ_NEXT(operation, entry);
 		if (!operation->view->region->closing)
 			continue;
-		TAILQ_REMOVE(&lane->parked, operation, entry);
+		unpark(lane, operation);
 		fetch_fail(lane, operation);
 	}
 }
@@ -237,7 +244,9 @@ static void note_link(struct lane *lane, struct view *view, unsigned store, unsi
 	}
 	view->was_ready[store][i] = true;
 	TAILQ_INIT(&parked);
+	pthread_mutex_lock(&engine->lock);
 	TAILQ_CONCAT(&parked, &lane->parked, entry);
+	pthread_mutex_unlock(&engine->lock);
 	while ((operation = TAILQ_FIRST(&parked))) {
 		TAILQ_REMOVE(&parked, operation, entry);
 		/* It may be another server by now. */

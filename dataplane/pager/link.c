@@ -17,12 +17,14 @@ int64_t now_us(void)
 	return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
-void link_init(struct link *link, int epoll, void *tag, struct requests *done, int64_t deadline_us)
+void link_init(struct link *link, int epoll, void *tag, struct requests *done, struct meter *meter,
+	       int64_t deadline_us)
 {
 	memset(link, 0, sizeof *link);
 	link->epoll = epoll;
 	link->tag = tag;
 	link->done = done;
+	link->meter = meter;
 	link->fd = -1;
 	link->deadline_us = deadline_us;
 	link->pause_us = PAUSE_FIRST_US;
@@ -150,8 +152,12 @@ static int completed(void *user, int *error)
 	link->sent_bytes -= request->bytes;
 	request->failed = *error != 0;
 	link->progress_us = now_us();
+	if (!request->failed && !request->trim)
+		atomic_fetch_add_explicit(request->write ? &link->meter->bytes_out : &link->meter->bytes_in,
+					  request->bytes, memory_order_relaxed);
 	if (request->bytes == PAGE_SIZE && !request->write && !request->failed) {
 		took = link->progress_us - request->sent_us;
+		histogram_note(&link->meter->latency, took);
 		link->mean_us = link->mean_us ? link->mean_us + (took - link->mean_us) / 8 : took;
 	}
 	TAILQ_INSERT_TAIL(link->done, request, entry);

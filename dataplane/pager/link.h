@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
+#include "histogram.h"
 #include "meta.h"
 
 enum link_state {
@@ -18,6 +19,12 @@ enum link_state {
 	LINK_CONNECTING,
 	LINK_READY,
 	LINK_REFUSED,	 /* the server answers, but not with these bytes: it began anew, or has another size */
+};
+
+/* What went over the links to a store. */
+struct meter {
+	struct histogram latency; /* of reads of one page */
+	_Atomic uint64_t bytes_in, bytes_out;
 };
 
 struct link;
@@ -45,6 +52,7 @@ struct link {
 	unsigned direction;
 	struct requests sent; /* the oldest first */
 	struct requests *done;
+	struct meter *meter; /* of all links to the store */
 	unsigned sent_count;
 	uint64_t sent_bytes;
 	uint64_t size;
@@ -60,7 +68,8 @@ struct link {
 /* Microseconds of CLOCK_MONOTONIC. */
 int64_t now_us(void);
 
-void link_init(struct link *link, int epoll, void *tag, struct requests *done, int64_t deadline_us);
+void link_init(struct link *link, int epoll, void *tag, struct requests *done, struct meter *meter,
+	       int64_t deadline_us);
 
 /* Begin to connect to a store whose export must have `size` bytes. */
 void link_open(struct link *link, const struct meta_store *store, uint64_t size);

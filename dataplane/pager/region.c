@@ -16,7 +16,8 @@
 enum { DISCARD_RUN = 512 };
 
 const char *const counter_names[COUNTERS] = {
-	"faults",	"fetched",   "prefetched", "zero",     "markers",    "late",	 "unused",  "stored",
+	"faults",	"found",     "fetched",	   "prefetched", "prefetch-used", "prefetch-wasted", "zero",
+	"markers",	"late",	     "unused",	   "stored",
 	"stored-zero", "dropped", "discarded",	 "deferred", "invalid", "retried", "trimmed", "resynced",
 };
 
@@ -174,6 +175,7 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 
 		engine->states[region->first + page] = (uint8_t)state;
 		engine->counts[state]++;
+		region->counts[state]++;
 	}
 	engine->regions[region->slot] = region;
 	/* A pager that takes over has the cache that was last set. */
@@ -274,7 +276,7 @@ bool region_remove(struct engine *engine, struct region *region)
 	pthread_mutex_lock(&engine->lock);
 	for (uint32_t page = 0; page < region->pages; page++) {
 		if (table_state(engine, region, page) == PAGE_HELD)
-			free(held_take(engine, region->first + page));
+			free(held_take(engine, region->first + page, NULL));
 		table_set(engine, region, page, PAGE_ZERO);
 		*table_byte(engine, region, page) = PAGE_ZERO;
 		policy_forget(&engine->policy, region->first + page);
@@ -307,7 +309,7 @@ static void discard_run(struct engine *engine, struct region *region, uint32_t p
 		enum page_state before = *byte & PAGE_STATE_MASK;
 
 		if (table_step(engine, region, page + i, EVENT_DISCARD).action == ACTION_RELEASE)
-			free(held_take(engine, region->first + page + i));
+			free(held_take(engine, region->first + page + i, NULL));
 		if (before != PAGE_FETCH && before != PAGE_FETCH_WRITE && before != PAGE_FETCH_DROP)
 			policy_forget(&engine->policy, region->first + page + i);
 		noted |= before == PAGE_LOST;
@@ -359,6 +361,8 @@ void region_store(struct engine *engine, struct region *region, unsigned number,
 		memset(place, 0, sizeof *place);
 	place->serial = serial;
 	region->refused[number] = false;
+	if (!same)
+		memset(&region->meters[number], 0, sizeof region->meters[number]);
 	/* The same bytes behind another address miss nothing; another store misses every page that there is. */
 	for (uint32_t page = 0; page < region->pages; page++) {
 		if (!same)

@@ -36,8 +36,12 @@ void table_set(struct engine *engine, struct region *region, uint32_t page, enum
 	engine->charged -= charges(before);
 	engine->writing += state == PAGE_WRITE;
 	engine->writing -= before == PAGE_WRITE;
-	region->lost += state == PAGE_LOST;
-	region->lost -= before == PAGE_LOST;
+	region->counts[before]--;
+	region->counts[state]++;
+	if (*byte & PAGE_NOTED) {
+		region->lost_waiting += state == PAGE_LOST;
+		region->lost_waiting -= before == PAGE_LOST;
+	}
 	*byte = (uint8_t)((*byte & ~PAGE_STATE_MASK) | state);
 }
 
@@ -122,25 +126,62 @@ bool table_room(const struct engine *engine, uint32_t pages)
 	return engine->charged + pages <= engine->budget;
 }
 
-char *held_take(struct engine *engine, uint32_t id)
+uint64_t table_away(const struct region *region)
+{
+	const uint64_t *counts = region->counts;
+
+	return counts[PAGE_ABSENT] + counts[PAGE_FETCH] + counts[PAGE_FETCH_WRITE] + counts[PAGE_HELD] +
+	       counts[PAGE_LOST];
+}
+
+uint64_t table_here(const struct region *region)
+{
+	uint64_t here = 0;
+
+	for (enum page_state state = 0; state < PAGE_STATES; state++)
+		here += page_resident(state) ? region->counts[state] : 0;
+	return here;
+}
+
+uint64_t table_waiting(const struct engine *engine, const struct region *region)
+{
+	uint64_t waiting = region->lost_waiting;
+
+	for (unsigned i = 0; i < engine->lane_count; i++) {
+		const struct operation *operation;
+
+		TAILQ_FOREACH (operation, &engine->lanes[i]->parked, entry)
+			for (uint32_t page = 0; operation->view->region == region && page < operation->count; page++)
+				waiting += (engine->states[region->first + operation->page + page] & PAGE_NOTED) != 0;
+	}
+	return waiting;
+}
+
+char *held_take(struct engine *engine, uint32_t id, const bool *used)
 {
 	for (unsigned i = 0; i < HELD_MAX; i++)
 		if (engine->held[i].bytes && engine->held[i].page == id) {
 			char *bytes = engine->held[i].bytes;
 
 			engine->held[i].bytes = NULL;
+			if (used)
+				engine->stats[*used ? STAT_PREFETCH_USED : STAT_PREFETCH_WASTED] +=
+					engine->held[i].guessed;
 			return bytes;
 		}
 	return NULL;
 }
 
-uint32_t held_put(struct engine *engine, uint32_t id, char *bytes, char **old)
+uint32_t held_put(struct engine *engine, uint32_t id, char *bytes, uint32_t guessed, char **old)
 {
 	unsigned room = engine->budget / 16 < HELD_MAX ? engine->budget / 16 + 1 : HELD_MAX;
 	unsigned at = engine->held_next++ % room;
 	uint32_t page = engine->held[at].bytes ? engine->held[at].page : POLICY_NONE;
 
 	*old = engine->held[at].bytes;
+	if (*old)
+		engine->stats[STAT_PREFETCH_WASTED] += engine->held[at].guessed;
+	engine->held[at].guessed = guessed;
 	engine->held[at].page = id;
 	engine->held[at].bytes = bytes;
 	return page;

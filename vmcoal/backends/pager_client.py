@@ -16,21 +16,35 @@ from vmcoal.holding.wire import Field, Packet, encode
 @dataclass
 class StoreStats:
     """A lender's server of a region: ``links`` connections that work, whether it ``refused`` (it has other bytes), the
-    pages that it does not have yet, and why it is not connected."""
+    pages that it does not have yet, payload bytes from and to it, and why it is not connected.
+
+    ``latency[i]`` counts reads of one page that took less than 2**i µs and not less than half of that, since it is a
+    store of the region; the last bucket that the pager has counts all that took longer, too.
+    """
 
     links: int = 0
     refused: bool = False
     behind: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    latency: tuple[int, ...] = ()
     why: str = ""
 
 
 @dataclass
 class RegionStats:
-    """A region: its pages, whether QEMU maps it, pages that no store has as they were sealed, its stores by number."""
+    """A region: its pages, whether QEMU maps it, and its stores by number.
+
+    ``here`` pages are in this host's memory, ``away`` ones are neither here nor zeros; ``lost`` ones, which are away,
+    no store has as they were sealed. ``waiting`` pages are waited for, and no store gives them now.
+    """
 
     pages: int = 0
     mapped: bool = False
+    away: int = 0
+    here: int = 0
     lost: int = 0
+    waiting: int = 0
     stores: dict[int, StoreStats] = field(default_factory=dict)
 
 
@@ -87,11 +101,13 @@ async def stats(path: Path, *, deadline: float) -> PagerStats:
             store.why = value
         elif store is not None and key == "refused":
             store.refused = value == "1"
-        elif store is not None and key in ("links", "behind"):
-            setattr(store, key, int(value))
+        elif store is not None and key == "latency":
+            store.latency = tuple(int(count) for count in value.split(",") if count)
+        elif store is not None and key in ("links", "behind", "bytes-in", "bytes-out"):
+            setattr(store, key.replace("-", "_"), int(value))
         elif region is not None and key == "mapped":
             region.mapped = value == "1"
-        elif region is not None and key in ("pages", "lost"):
+        elif region is not None and key in ("pages", "away", "here", "lost", "waiting"):
             setattr(region, key, int(value))
         elif key.startswith("below-us-"):
             result.latency[int(key.removeprefix("below-us-"))] = int(value)
