@@ -224,6 +224,34 @@ class LenderFolders(Folders):
         return shm_home() / f"{self.state.name}-{lease}-{generation}.mem"
 
 
+class LabHostFolders(Folders):
+    """The folders of one host of the lab."""
+
+    @property
+    def spec(self) -> Path:
+        """The host as it runs (`vmcoal.lab.host_spec.HostSpec`, JSON)."""
+        return self.state / "host.json"
+
+    @property
+    def console_log(self) -> Path:
+        """What the host wrote to its serial console; bounded, one older part beside it as ``.1``."""
+        return self.state / "console.log"
+
+    @property
+    def qemu_log(self) -> Path:
+        """QEMU's stderr."""
+        return self.state / "qemu.log"
+
+    @property
+    def qmp_log(self) -> Path:
+        """QMP transcript, one JSON object a line."""
+        return self.state / "qmp.log"
+
+    def socket(self, name: str) -> Path:
+        """Return the socket ``name``: qmp, console, or agent0 and up, a control channel each."""
+        return self.runtime / f"{name}.sock"
+
+
 def vm_folders(name: str) -> VmFolders:
     """Return the folders of VM ``name``; nothing is created."""
     check_name(name)
@@ -234,6 +262,12 @@ def lender_folders(name: str) -> LenderFolders:
     """Return the folders of lender ``name``; nothing is created."""
     check_name(name, "lender")
     return LenderFolders(runtime_home() / "lend" / name, state_home() / "lend" / name)
+
+
+def lab_host_folders(name: str) -> LabHostFolders:
+    """Return the folders of the lab's host ``name``; nothing is created."""
+    check_name(name, "host")
+    return LabHostFolders(runtime_home() / "lab" / name, state_home() / "lab" / name)
 
 
 def known_vms() -> list[str]:
