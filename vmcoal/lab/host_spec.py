@@ -2,11 +2,11 @@
 
 Decisions that are not obvious from the line itself:
 
-- ``-cpu max`` under TCG is an AMD processor with SVM and nested paging, so the host's own KVM is real; without five-level
-  page tables, which make each walk of an emulated one longer.
+- ``-cpu max`` under TCG is an AMD processor with SVM and nested paging, so the host's own KVM is real; without
+  five-level page tables, which make each walk of an emulated one longer.
 - Both disks are read-only and shared by all hosts; what a host writes is in its own memory.
-- The control channel is virtio-serial: `CHANNELS` ports, each with an agent of its own, so that as many clients can work
-  in a host at once, and none of them uses the network under test.
+- The control channel is virtio-serial: `CHANNELS` ports, each with an agent of its own, so that as many clients can
+  work in a host at once, and none of them uses the network under test.
 """
 
 from __future__ import annotations
