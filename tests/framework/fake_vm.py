@@ -312,7 +312,7 @@ class FakeVm:
         accel = "kvm" if mode is CpuMode.HOTPLUG else "tcg"
         self.qemu = LinkedMonitor(self.fuse, accel=accel, guest=UnplugPolicy(booted=True), slots=32)
         self.guest = FakeGuest.booted(memory_blocks=2)
-        self.engine = FakeEngine(self.fuse)
+        self.engine: FakeEngine = FakeEngine(self.fuse)
         if mode is CpuMode.PARKED:
             for far in self.spec.far_nodes:
                 for core in range(far.cpus):

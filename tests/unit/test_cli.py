@@ -20,7 +20,7 @@ from vmcoal.cli import guest
 from vmcoal.cli.app import Command, Group, app
 from vmcoal.cli.catalog import COMMANDS
 from vmcoal.control.wire import API, Call, Output, Progress
-from vmcoal.controller.api import AttachResult, DetachResult, ExecResult, ShutdownResult
+from vmcoal.controller.api import AttachResult, DetachResult, ExecResult, ShutdownResult, Tuning
 from vmcoal.model.attachment import (
     AttachedCpu,
     AttachedMemory,
@@ -238,6 +238,14 @@ def test_attach_sends_what_was_asked(controller: Start) -> None:
         deadline=60.0,
     )
     assert fake.calls == [Call("attach", msgspec.to_builtins(request), API)]
+
+
+def test_tune_shows_and_changes(controller: Start) -> None:
+    fake = controller({"tune": [result(Tuning(cache=512 * MIB))]})
+    assert vmcoal("tune", "web").out.startswith("Cache:    512 MiB of all borrowed memory")
+    assert fake.last("tune") == {"cache": None}
+    assert vmcoal("tune", "web", "--cache", "512M").code == 0
+    assert fake.last("tune") == {"cache": 512 * MIB}
 
 
 def test_attach_says_what_it_did(controller: Start, golden: Callable[[str, str], None]) -> None:

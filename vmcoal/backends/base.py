@@ -13,13 +13,14 @@ import msgspec
 
 from vmcoal.model.lease import Lease, MemoryServer
 from vmcoal.model.lease import MemoryRegion as MemoryRegion
+from vmcoal.model.paging import LossPolicy, PagedRegion
 
 
 class EngineTraits(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine needs and what it survives; planning compares these, nothing else.
 
-    ``largest_granular`` is the size in bytes up to which a granular device can be emptied, ``None`` for any;
-    ``missing`` is the reason why this host cannot run it, or ``None``.
+    ``largest_granular`` is the size in bytes up to which a granular device can be emptied, ``None`` for any; ``pages``:
+    it is a `PagingEngine`; ``missing`` is the reason why this host cannot run it, or ``None``.
     """
 
     name: str
@@ -32,6 +33,7 @@ class EngineTraits(msgspec.Struct, frozen=True, kw_only=True):
     survives_lender_restart: bool = False
     same_host_only: bool = False
     largest_granular: int | None = None
+    pages: bool = False
     missing: str | None = None
     remedy: str | None = None
 
@@ -61,6 +63,39 @@ class MemoryEngine(Protocol):
 
     async def health(self, lease: str) -> str | None:
         """Return what is wrong with the region, or ``None``."""
+
+
+class PagingEngine(MemoryEngine, Protocol):
+    """A memory engine that moves pages: it has a bounded cache here, and up to two places for each region's pages.
+
+    A region keeps the name of the lease that it was made for, whoever has its pages later.
+    """
+
+    @property
+    def cache(self) -> int:
+        """How many bytes of borrowed memory may be on this host, all regions together."""
+
+    async def set_cache(self, size: int, *, deadline: float = 5.0) -> None:
+        """Change `cache`, also for a pager that is started later; raises `RefusedError` where that is too few."""
+
+    async def region(self, region: str, *, deadline: float = 5.0) -> PagedRegion | None:
+        """Return what the engine says of a region, or ``None`` if it has none; raises `UnreachableError` or
+        `DeadlineError`."""
+
+    async def store(
+        self, region: str, number: int, lease: Lease, server: MemoryServer, address: str, *, deadline: float
+    ) -> None:
+        """Have the pages of ``region`` in the bytes of ``lease`` as well, or again; returns when it is connected, and
+        the pages that exist are copied meanwhile. Raises what `prepare` raises of the server."""
+
+    async def unstore(self, region: str, number: int, *, deadline: float = 5.0) -> None:
+        """Use place ``number`` no longer. Idempotent."""
+
+    async def home(self, region: str, on: bool, *, deadline: float = 5.0) -> None:
+        """Pull every page of a region here and keep it, hottest first; or let pages leave again."""
+
+    async def set_loss(self, region: str, policy: LossPolicy, *, deadline: float = 5.0) -> None:
+        """Say what touching a lost page does; raises `RefusedError` where this host's kernel cannot."""
 
 
 def runtime_file(folder: Path, lease: str, suffix: str) -> Path:

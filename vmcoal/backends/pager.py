@@ -32,9 +32,16 @@ from vmcoal.holding.binaries import find_binary
 from vmcoal.holding.client import ChildSpec, Holder, Restart
 from vmcoal.layout import VmFolders, make_private, shm_home
 from vmcoal.model.lease import Lease, MemoryServer
+from vmcoal.model.paging import PageCopy, PagedRegion
+from vmcoal.model.units import format_size
 
 CHILD = "pager"
 FILE = "memory"
+PAGE = 4096
+PLACES = 2
+"""A region's pages can be in so many places."""
+
+CACHE_MIN = 64 * PAGE
 REMEDY = "as root, or let users have it: sysctl vm.unprivileged_userfaultfd=1, or a udev rule for /dev/userfaultfd"
 
 _KERNEL_MIN = (5, 19)
@@ -72,6 +79,7 @@ class PagerEngine:
             summary="the bytes are sealed on the lender and are fetched page by page by userfaultfd and NBD",
             needs_userfaultfd=True,
             survives_lender_restart=True,
+            pages=True,
             missing=missing(),
             remedy=REMEDY,
         )
@@ -108,11 +116,11 @@ class PagerEngine:
             undo.push_async_callback(self._clear, name)
             await self._clear(name)
             nbd.write_psk(self._psk(name), server.psk_identity, server.psk)
-            await self._check(name, lease, server, address, _left(end))
+            await self._check(name, 0, lease, server, address, _left(end))
             await self._start(_left(end))
             await self._add(name, lease.amount, _left(end))
-            await self._store(name, server, address, _left(end))
-            await self._linked(name, lease.lender, end)
+            await self._store(name, 0, server, address, _left(end))
+            await self._linked(name, 0, lease.lender, end)
             undo.pop_all()
         return self._region(name, lease.amount)
 
@@ -121,15 +129,36 @@ class PagerEngine:
 
         Raises `NotFoundError` without such a region, and what `prepare` raises of the server.
         """
-        name = nbd.check_lease(lease.id, lease.lender)
+        await self.store(lease.id, 0, lease, server, address, deadline=deadline)
+
+    async def store(
+        self, region: str, number: int, lease: Lease, server: MemoryServer, address: str, *, deadline: float
+    ) -> None:
+        """Have the pages of ``region`` in the bytes of ``lease`` as well, or again; returns when it is connected, and
+        the pages that exist are copied meanwhile.
+
+        Raises `NotFoundError` without such a region, and what `prepare` raises of the server.
+        """
+        nbd.check_lease(region, lease.lender)
         nbd.check_server(server, address, lease.lender)
         end = time.monotonic() + deadline
-        if await self._stats_of(name, deadline) is None:
-            raise NotFoundError(f"there is no region of lease {name}")
-        nbd.write_psk(self._psk(name), server.psk_identity, server.psk)
-        await self._check(name, lease, server, address, _left(end))
-        await self._store(name, server, address, _left(end))
-        await self._linked(name, lease.lender, end)
+        if await self._stats_of(region, deadline) is None:
+            raise NotFoundError(f"there is no region {region}")
+        nbd.write_psk(self._psk(region, number), server.psk_identity, server.psk)
+        await self._check(region, number, lease, server, address, _left(end))
+        await self._store(region, number, server, address, _left(end))
+        await self._linked(region, number, lease.lender, end)
+
+    async def unstore(self, region: str, number: int, *, deadline: float = 5.0) -> None:
+        """Use place ``number`` no longer; idempotent."""
+        with contextlib.suppress(NotFoundError):
+            await order(self.socket, "unstore", ("id", region), ("number", number), deadline=deadline)
+        nbd.remove_file(self._psk(region, number))
+
+    async def region(self, region: str, *, deadline: float = 5.0) -> PagedRegion | None:
+        """Return what the pager says of a region, or ``None`` if it has none."""
+        found = await self._stats_of(region, deadline)
+        return None if found is None else _paged(found)
 
     async def remove(self, lease: str, *, mapped_by: int | None, deadline: float) -> None:
         """End a region after QEMU (pid ``mapped_by``) let go of it; what was not written back is dropped. Idempotent.
@@ -158,22 +187,35 @@ class PagerEngine:
         """Return the pager's counters; raises `UnreachableError` or `DeadlineError`."""
         return await stats(self.socket, deadline=deadline)
 
+    @property
+    def cache(self) -> int:
+        """How many bytes of borrowed memory may be on this host, all regions together."""
+        return self._cache
+
     async def set_cache(self, size: int, *, deadline: float = 5.0) -> None:
-        """Change how many bytes of borrowed memory may be on this host; raises `RefusedError` where that is too few."""
-        await order(self.socket, "cache", ("size", size // 4096 * 4096), deadline=deadline)
-        self._cache = size
+        """Change `cache`, also for a pager that is started later; raises `RefusedError` where that is too few."""
+        pages = size // PAGE
+        if pages < CACHE_MIN // PAGE:
+            raise RefusedError(
+                f"the cache has to have at least {format_size(CACHE_MIN)}",
+                hint=f"give {format_size(CACHE_MIN)} or more",
+            )
+        if await self._runs():
+            await order(self.socket, "cache", ("size", pages * PAGE), deadline=deadline)
+        self._cache = pages * PAGE
 
     async def add_replica(self, lease: str, server: MemoryServer, address: str, *, deadline: float) -> None:
-        """Have the pages of a region on a second lender's server as well; those that exist are copied meanwhile."""
+        """Have the pages of a region on a second server as well, without a look at it beforehand."""
         nbd.check_server(server, address)
-        psk = runtime_file(self._folders.runtime, lease, "psk2")
-        nbd.write_psk(psk, server.psk_identity, server.psk)
-        await self._store(lease, server, address, deadline, number=1, psk=psk)
+        nbd.write_psk(self._psk(lease, 1), server.psk_identity, server.psk)
+        await self._store(lease, 1, server, address, deadline)
 
     # Steps
 
-    async def _check(self, name: str, lease: Lease, server: MemoryServer, address: str, deadline: float) -> None:
-        argv = nbd.info_argv(address, server.port, server.export, server.psk_identity, self._psk(name))
+    async def _check(
+        self, name: str, number: int, lease: Lease, server: MemoryServer, address: str, deadline: float
+    ) -> None:
+        argv = nbd.info_argv(address, server.port, server.export, server.psk_identity, self._psk(name, number))
         await nbd.check_export(argv, lease.amount, host=lease.lender, deadline=deadline)
 
     async def _runs(self) -> bool:
@@ -218,16 +260,7 @@ class PagerEngine:
         finally:
             os.close(descriptor)
 
-    async def _store(
-        self,
-        name: str,
-        server: MemoryServer,
-        address: str,
-        deadline: float,
-        *,
-        number: int = 0,
-        psk: Path | None = None,
-    ) -> None:
+    async def _store(self, name: str, number: int, server: MemoryServer, address: str, deadline: float) -> None:
         await order(
             self.socket,
             "store",
@@ -237,15 +270,15 @@ class PagerEngine:
             ("port", server.port),
             ("export", server.export),
             ("identity", server.psk_identity),
-            ("psk-file", str(psk or self._psk(name))),
+            ("psk-file", str(self._psk(name, number))),
             deadline=deadline,
         )
 
-    async def _linked(self, name: str, host: str | None, end: float) -> None:
+    async def _linked(self, name: str, number: int, host: str | None, end: float) -> None:
         """Wait until the pager is connected. Nothing tells, so this looks."""
         while True:
             region = await self._stats_of(name, _left(end))
-            store = region.stores[0] if region and 0 in region.stores else None
+            store = region.stores.get(number) if region else None
             if store and store.links:
                 return
             if store and store.refused:
@@ -262,8 +295,8 @@ class PagerEngine:
             with contextlib.suppress(NotFoundError, UnreachableError):
                 await order(self.socket, "remove", ("id", lease), deadline=deadline)
         shutil.rmtree(self._folder(lease), ignore_errors=True)
-        for suffix in ("psk", "psk2"):
-            nbd.remove_file(runtime_file(self._folders.runtime, lease, suffix))
+        for number in range(PLACES):
+            nbd.remove_file(self._psk(lease, number))
         left = list(self._home.iterdir()) if self._home.is_dir() else []
         if not left:
             await self._end_pager()
@@ -292,8 +325,8 @@ class PagerEngine:
     def _folder(self, lease: str) -> Path:
         return self._home / lease
 
-    def _psk(self, lease: str) -> Path:
-        return runtime_file(self._folders.runtime, lease, "psk")
+    def _psk(self, region: str, number: int = 0) -> Path:
+        return runtime_file(self._folders.runtime, region, "psk" if number == 0 else f"psk{number + 1}")
 
     def _region(self, lease: str, size: int) -> MemoryRegion:
         path = self._folder(lease) / FILE
@@ -313,7 +346,7 @@ class PagerEngine:
             "--listen-fd",
             "3",
             "--cache",
-            str(self._cache // 4096 * 4096),
+            str(self._cache // PAGE * PAGE),
             "--lanes",
             str(self._lanes),
             "--deadline-ms",
@@ -361,6 +394,24 @@ def _library() -> Path:
     if not path.is_file():
         raise PrerequisiteError(f"{path} is missing", hint="install vmcoal from its wheel")
     return path
+
+
+def _paged(region: RegionStats) -> PagedRegion:
+    return PagedRegion(
+        size=region.pages * PAGE,
+        mapped=region.mapped,
+        lost=region.lost * PAGE,
+        copies=tuple(
+            PageCopy(
+                number=number,
+                connected=bool(store.links),
+                refused=store.refused,
+                behind=store.behind * PAGE,
+                why=store.why,
+            )
+            for number, store in sorted(region.stores.items())
+        ),
+    )
 
 
 def _complaint(region: RegionStats) -> str | None:

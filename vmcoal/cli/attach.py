@@ -31,6 +31,7 @@ from vmcoal.model.units import format_duration, format_size
     example="""
     vmcoal attach --cpus 2 --memory 512M
     vmcoal attach web --from attic --memory 4G --granular --dry-run
+    vmcoal attach web --from attic --memory 4G --cache 512M
     """,
 )
 @vm_argument
@@ -48,6 +49,11 @@ from vmcoal.model.units import format_duration, format_size
     help="Where the vCPUs execute: on this host (local) or on the lender (far).",
 )
 @click.option("--node", type=COUNT, help="The far NUMA node; else the free one whose distance fits the link.")
+@click.option(
+    "--cache",
+    type=SIZE,
+    help="How much of all the memory that the VM borrows may be on this host at a time; vmcoal tune changes it.",
+)
 @click.option("--deadline", type=SECONDS, help="How long it may take before everything is undone.")
 @dry_run_option
 @output_option
@@ -59,6 +65,7 @@ def attach(
     granular: bool | None,
     engine: str | None,
     node: int | None,
+    cache: int | None,
     deadline: float | None,
     dry_run: bool,
     form: str,
@@ -80,6 +87,7 @@ def attach(
         style=MemoryStyle.GRANULAR if granular else MemoryStyle.DIMM,
         engine=Engine(engine or defaults.engine),
         node=node,
+        cache=cache,
         deadline=deadline or defaults.deadline_seconds,
         dry_run=dry_run,
     )

@@ -8,6 +8,7 @@ Methods, with the type of ``params`` → the type of the result:
     status    –                    → vmcoal.model.status.VmStatus
     attach    AttachRequest        → AttachResult            (Plan when dry_run)
     detach    DetachRequest        → DetachResult            (Plan when dry_run)
+    tune      TuneRequest          → Tuning
     exec      ExecRequest          → ExecResult; output comes as `Output` while it runs; `Input` may be sent
     offers    –                    → tuple[LenderView, ...]  (every paired lender, reachable or not)
     ping      PingRequest          → PingResult
@@ -46,6 +47,18 @@ class DetachResult(msgspec.Struct, frozen=True, kw_only=True):
     remaining: tuple[Attachment, ...] = ()
     seconds: dict[str, float] = {}
     notes: tuple[str, ...] = ()
+
+
+class TuneRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Change how a VM's borrowed memory behaves; what is ``None`` stays as it is. ``cache`` in bytes."""
+
+    cache: int | None = None
+
+
+class Tuning(msgspec.Struct, frozen=True, kw_only=True):
+    """How a VM's borrowed memory behaves. ``cache``: how many bytes of it may be on this host, all lenders together."""
+
+    cache: int | None = None
 
 
 class ExecRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

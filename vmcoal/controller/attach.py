@@ -15,7 +15,7 @@ import msgspec
 
 from vmcoal.backends.conflicts import refuse_conflicts
 from vmcoal.backends.cpu import choose_cpu_engine
-from vmcoal.controller import granular
+from vmcoal.controller import granular, tune
 from vmcoal.controller.api import AttachResult
 from vmcoal.controller.loans import Loan, attachments
 from vmcoal.controller.transaction import Progress, Transaction, transaction
@@ -68,6 +68,8 @@ def check_request(request: AttachRequest) -> None:
     if request.style is MemoryStyle.GRANULAR and not request.memory:
         raise UsageError("--granular is a way to attach memory", hint="add --memory SIZE")
     grain = GRAIN if request.style is MemoryStyle.GRANULAR else BLOCK
+    if request.cache is not None and not request.memory:
+        raise UsageError("--cache is for borrowed memory", hint="add --memory SIZE, or change it with vmcoal tune")
     if request.memory % grain:
         below = request.memory // grain * grain
         nearest = f"{format_size(below)} or {format_size(below + grain)}" if below else format_size(grain)
@@ -86,6 +88,7 @@ async def survey(vm: Vm, request: AttachRequest) -> Journey:
         choose_cpu_engine(request.engine, session.same_host)
     if request.memory:
         refuse_conflicts(vm.engine.traits, vm.spec)
+        tune.check(vm, request.cache)
     link = await vm.keeper.measure(record.name)
     far = choose_node(vm.spec, vm.book.bound(), record.name, link_distance(link), request.node)
     cores = tuple(free_cores(far, vm.book.cores(far.node), request.cpus))
@@ -129,6 +132,8 @@ def plan(vm: Vm, request: AttachRequest, journey: Journey) -> Plan:
         if journey.grow is None:
             capacity = granular.capacity(vm, far) if request.style is MemoryStyle.GRANULAR else request.memory
             region, argvs = vm.engine.plan(_NEW, capacity)
+            if request.cache is not None:
+                steps.append(tune.plan_cache(vm, request.cache))
             steps.append(Step("lease memory", f"lease {format_size(request.memory)} of memory", lender))
             steps.append(
                 Step("serve", "make the bytes a file here", "this host", tuple({"argv": argv} for argv in argvs))
@@ -173,6 +178,8 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
             f"{journey.lender}: round trip {format_duration(journey.link.rtt)} → node {journey.far.node} "
             f"at distance {journey.far.distance}"
         )
+        if request.cache is not None:
+            await tune.set_cache(vm, request.cache, trans)
         parts = [_attach_memory(vm, request, journey, trans)] if request.memory else []
         if request.cpus:
             parts.append(_attach_cpus(vm, request, journey, trans))
@@ -228,7 +235,7 @@ async def _lease(
         )
     lease = granted.lease
     vm.granted[token] = lease.id, lease.epoch
-    if not _LEASE_ID.fullmatch(lease.id) or vm.book.get(lease.id) is not None:
+    if not _LEASE_ID.fullmatch(lease.id) or vm.book.knows(lease.id):
         raise RefusedError(f"{journey.lender} gave a lease an id that cannot be used", host=journey.lender)
     lease = await journey.session.report(lease.id, lease.epoch, LeaseEvent.ATTACH)
     return msgspec.structs.replace(granted, lease=lease)
@@ -277,10 +284,26 @@ async def _new_memory(vm: Vm, request: AttachRequest, journey: Journey, trans: T
     else:
         async with trans.step("plug-dimm", device=loan.device, backend=loan.backend):
             await memory.plug_dimm(vm.qmp, region, far.node, loan.device, loan.backend, deadline=request.deadline)
+    await _check_mapped(vm, loan)
     vm.metrics.plugged("memory", time.monotonic() - started)
     trans.say("online the memory")
     await (granular.online(vm, loan, loan.size) if in_grains else _online_dimm(vm, loan, trans))
     return loan
+
+
+async def _check_mapped(vm: Vm, loan: Loan) -> None:
+    """Raise `ExecutionError` unless QEMU has the memory through the page engine.
+
+    Without its preload library QEMU maps the file as it is: everything would seem to work, on this host's own memory.
+    """
+    if not vm.engine.traits.pages:
+        return
+    region = await vm.pager("regions").region(loan.region)
+    if region is None or not region.mapped:
+        raise ExecutionError(
+            "QEMU maps the memory without the page engine: it would be this host's own, not the lender's",
+            hint=f"see vmcoal logs {vm.spec.name} qemu; a QEMU that is started anew helps: vmcoal shutdown, then boot",
+        )
 
 
 async def _online_dimm(vm: Vm, loan: Loan, trans: Transaction) -> None:

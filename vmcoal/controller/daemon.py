@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from vmcoal.backends.pager import CHILD as PAGER
 from vmcoal.control.server import Client, ControlServer, Handler
 from vmcoal.controller import lifecycle
 from vmcoal.controller.api import (
@@ -22,6 +23,7 @@ from vmcoal.controller.api import (
     PingResult,
     ShutdownRequest,
     ShutdownResult,
+    TuneRequest,
     WaitRequest,
 )
 from vmcoal.controller.attach import attach
@@ -30,6 +32,7 @@ from vmcoal.controller.guest import GuestKeeper
 from vmcoal.controller.loans import Loan, moved
 from vmcoal.controller.reconcile import reconcile
 from vmcoal.controller.status import vm_status
+from vmcoal.controller.tune import restore, tune
 from vmcoal.controller.vm import QEMU, Vm
 from vmcoal.errors import ConflictError, UnreachableError, VmcoalError
 from vmcoal.fabric.identity import lender_store
@@ -71,6 +74,7 @@ class Controller:
                 "status": self._status,
                 "attach": self._operation("attach", AttachRequest, attach),
                 "detach": self._operation("detach", DetachRequest, detach),
+                "tune": self._operation("tune", TuneRequest, tune),
                 "exec": self._exec,
                 "offers": self._offers,
                 "ping": self._ping,
@@ -141,6 +145,7 @@ class Controller:
         self._vm = await self._assemble(holder)
         await lifecycle.clean_up(self._vm)  # what a VM left whose holder was killed, and its controller too
         await holder.watch(self._child_ended)
+        await restore(self._vm)
         await lifecycle.launch(self._vm, lambda *args: None)
         self._launched()
 
@@ -160,6 +165,7 @@ class Controller:
         with contextlib.suppress(VmcoalError):
             await self._guest.connect(deadline=5.0, prefer=1.0)
         async with self._vm.turn("reconcile"):
+            await restore(self._vm)
             await reconcile(self._vm)
         for lender in self._vm.book.lenders():
             self._vm.keeper.watch(lender)
@@ -210,6 +216,8 @@ class Controller:
                 "%s ended (%s %s)%s", event.id, event.state, event.code, ", restarting" if event.restarting else ""
             )
             self._spawn(self._check_region(event.id.rpartition(".")[0]), f"check of {event.id}")
+            if event.id == PAGER and event.restarting:
+                self._spawn(restore(self.vm), "what the next pager has to know")
 
     async def _check_region(self, lease: str) -> None:
         """Say what became of the memory of a lease after a process behind it ended."""
@@ -251,7 +259,12 @@ class Controller:
     async def _relink(self, loan: Loan, granted: Granted, address: str) -> None:
         assert granted.memory is not None
         if granted.memory.port != loan.port:
-            await self.vm.engine.relink(granted.lease, granted.memory, granted.memory.address or address, deadline=10.0)
+            where = granted.memory.address or address
+            if self.vm.engine.traits.pages:
+                pager = self.vm.pager("regions")
+                await pager.store(loan.region, loan.number, granted.lease, granted.memory, where, deadline=10.0)
+            else:
+                await self.vm.engine.relink(granted.lease, granted.memory, where, deadline=10.0)
             self.vm.book.put(msgspec.structs.replace(loan, port=granted.memory.port))
 
     def _revoked(self, revoke: Revoke, lender: str) -> None:
@@ -274,7 +287,7 @@ class Controller:
         async def handler(params: dict[str, Any], client: Client) -> Any:
             request = msgspec.convert(params, kind)
             vm = self.vm
-            if request.dry_run:
+            if getattr(request, "dry_run", False):
                 return await run(vm, request, client.report)
             try:
                 async with vm.turn(name):

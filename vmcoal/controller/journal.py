@@ -37,6 +37,9 @@ create table if not exists events (
 BOOTED = "booted"
 """The item that says that the VM's QEMU came up at least once."""
 
+TUNING = "tuning"
+"""The item that says how borrowed memory should behave (`vmcoal tune`)."""
+
 
 def has_booted(path: Path) -> bool:
     """Return whether the journal in ``path`` says that its VM's QEMU ever came up; no journal says no."""
@@ -142,6 +145,23 @@ class Journal:
     def drop(self, key: str) -> None:
         """Record that an item is gone."""
         self._append(0, "drop", key, {})
+
+    def swap(self, old: str, new: str, item: Any) -> None:
+        """Record, as one change, that item ``old`` is gone and what item ``new`` has become."""
+        try:
+            self._db.execute("begin")
+            try:
+                if old != new:
+                    self._append(0, "drop", old, {})
+                self._append(0, "put", new, item)
+            except ExecutionError:
+                self._db.execute("rollback")
+                raise
+            self._db.execute("commit")
+        except sqlite3.Error as error:
+            raise ExecutionError(
+                f"cannot write the journal {self._path}: {error}", hint="free space in the state folder, then try again"
+            ) from error
 
     def mark_booted(self) -> None:
         """Record once that QEMU came up."""

@@ -11,14 +11,18 @@ from vmcoal.model.attachment import AttachedCpu, AttachedMemory, Attachment, Att
 from vmcoal.model.lease import Lease, LeaseEvent, LeaseState, ResourceKind, advance
 from vmcoal.model.link import Link
 from vmcoal.model.machine import Engine, MachineSpec
+from vmcoal.model.paging import HOME, LOCAL, LossPolicy
 
 
 class Loan(msgspec.Struct, frozen=True, kw_only=True):
     """One lease bound to a far node.
 
     Memory: ``style``, ``engine`` name, QOM ids ``backend`` and ``device``, ``size`` bytes the guest was given of
-    ``capacity``, and the server's ``port``. CPU: ``cpu_engine`` and ``core``, the slot of the node. ``problem`` says
-    what is wrong with it, for people. ``since`` is the time of the grant, seconds since the epoch.
+    ``capacity``, and the server's ``port``. ``region`` is what the engine calls the memory: the lease that it was
+    attached with, whoever has its pages by now; ``number`` is the place of this lease's bytes there. A ``copy`` is a
+    second lease of a region; the device is the other one's. ``replicas`` is in how many places the region's pages are
+    wanted, ``on_loss`` what touching a lost one does. CPU: ``cpu_engine`` and ``core``, the slot of the node.
+    ``problem`` says what is wrong with it, for people. ``since`` is the time of the grant, seconds since the epoch.
     """
 
     lease: Lease
@@ -33,14 +37,29 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0
     capacity: int = 0
     port: int = 0
+    region: str = ""
+    number: int = 0
+    copy: bool = False
+    replicas: int = 1
+    on_loss: LossPolicy = LossPolicy.STALL
     cpu_engine: Engine = Engine.LOCAL
     core: int = 0
     problem: str | None = None
+
+    def __post_init__(self) -> None:
+        """A journal written before memory could move knows the lease only."""
+        if not self.region:
+            msgspec.structs.force_setattr(self, "region", self.lease.id)
 
     @property
     def id(self) -> str:
         """The lease's id."""
         return self.lease.id
+
+    @property
+    def leased(self) -> bool:
+        """Whether another host lends it: memory that is home, or copied to this host's disk, has no lender."""
+        return self.lease.lender not in (HOME, LOCAL)
 
     @property
     def is_memory(self) -> bool:
@@ -74,16 +93,32 @@ class LoanBook:
         return [x for x in self if x.lease.lender == lender and (kind is None or x.lease.kind is kind)]
 
     def on(self, node: int, kind: ResourceKind | None = None) -> list[Loan]:
-        """Return the loans on a far node (of one kind), oldest first."""
-        return [x for x in self if x.node == node and (kind is None or x.lease.kind is kind)]
+        """Return the loans on a far node (of one kind), oldest first; copies are on none."""
+        return [x for x in self if not x.copy and x.node == node and (kind is None or x.lease.kind is kind)]
 
     def lenders(self) -> list[str]:
         """Return the lenders that lend something, in the order they came."""
-        return list(dict.fromkeys(x.lease.lender for x in self))
+        return list(dict.fromkeys(x.lease.lender for x in self if x.leased))
+
+    def sources(self) -> list[str]:
+        """Return whom things can be detached from: the lenders, and this host where memory is home."""
+        return list(dict.fromkeys(x.lease.lender for x in self if x.lease.lender != LOCAL))
 
     def bound(self) -> dict[int, str]:
-        """Return the far nodes that are bound to a lender."""
-        return {x.node: x.lease.lender for x in self}
+        """Return the far nodes that are bound to a lender, or to this host where memory is home."""
+        return {x.node: x.lease.lender for x in self if not x.copy}
+
+    def places(self, region: str) -> list[Loan]:
+        """Return the loans of a region's memory: the one with the device first, then its copy."""
+        return sorted((x for x in self if x.is_memory and x.region == region), key=lambda x: x.copy)
+
+    def carrier(self, region: str) -> Loan | None:
+        """Return the loan that the device of ``region`` belongs to, or ``None``."""
+        return next((x for x in self if x.is_memory and x.region == region and not x.copy), None)
+
+    def knows(self, lease: str) -> bool:
+        """Return whether ``lease`` is in use as the name of a lease or of a region."""
+        return any(lease in (x.id, x.region) for x in self)
 
     def cores(self, node: int) -> set[int]:
         """Return the vCPU slots of ``node`` that are lent."""
@@ -104,6 +139,12 @@ class LoanBook:
         if lease in self._loans:
             self._journal.drop(f"loan:{lease}")
             del self._loans[lease]
+
+    def swap(self, lease: str, loan: Loan) -> None:
+        """Put ``loan`` in the place of the loan of ``lease``, as one change: there is no moment without either."""
+        self._journal.swap(f"loan:{lease}", f"loan:{loan.id}", loan)
+        self._loans.pop(lease, None)
+        self._loans[loan.id] = loan
 
 
 def moved(loan: Loan, event: LeaseEvent) -> Loan:
@@ -128,15 +169,14 @@ def link_changed(loan: Loan, *, up: bool) -> Loan:
 
 
 def attachments(loans: Iterable[Loan], spec: MachineSpec) -> tuple[Attachment, ...]:
-    """Return the loans as people see them: one attachment for each lender."""
-    found: dict[str, list[Loan]] = {}
+    """Return the loans as people see them: one attachment for each lender and node."""
+    found: dict[tuple[str, int], list[Loan]] = {}
     for loan in loans:
-        found.setdefault(loan.lease.lender, []).append(loan)
-    return tuple(_attachment(lender, mine, spec) for lender, mine in found.items())
+        found.setdefault((loan.lease.lender, loan.node), []).append(loan)
+    return tuple(_attachment(lender, node, mine, spec) for (lender, node), mine in found.items())
 
 
-def _attachment(lender: str, loans: list[Loan], spec: MachineSpec) -> Attachment:
-    node = loans[0].node
+def _attachment(lender: str, node: int, loans: list[Loan], spec: MachineSpec) -> Attachment:
     return Attachment(
         lender=lender,
         node=node,
@@ -165,6 +205,8 @@ def _attachment(lender: str, loans: list[Loan], spec: MachineSpec) -> Attachment
                 device=loan.device,
                 state=loan.state,
                 lease_state=loan.lease.state,
+                copy=loan.copy,
+                on_loss=loan.on_loss,
             )
             for loan in loans
             if loan.is_memory

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from vmcoal.controller.journal import TUNING
 from vmcoal.controller.transaction import Undo
 from vmcoal.controller.vm import Vm, cpu_names
 from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UnreachableError, VmcoalError
@@ -55,6 +56,10 @@ def undos(vm: Vm) -> dict[str, Undo]:
 
     async def serve(data: dict[str, Any]) -> None:
         await vm.engine.remove(data["lease"], mapped_by=await vm.qemu_pid(), deadline=_DEADLINE)
+
+    async def cache(data: dict[str, Any]) -> None:
+        vm.journal.put(TUNING, data["told"])
+        await vm.pager("bounded cache (--cache)").set_cache(data["before"])
 
     async def plug_dimm(data: dict[str, Any]) -> None:
         await memory.ensure_unplugged(vm.qmp, data["device"], data["backend"], deadline=_DEADLINE)
@@ -120,6 +125,7 @@ def undos(vm: Vm) -> dict[str, Undo]:
         "lease": lease,
         "book": book,
         "serve": serve,
+        "cache": cache,
         "plug-dimm": plug_dimm,
         "online-memory": online_memory,
         "offline-memory": offline_memory,

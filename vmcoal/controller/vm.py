@@ -7,8 +7,9 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
-from vmcoal.backends.base import MemoryEngine
+from vmcoal.backends.base import MemoryEngine, PagingEngine
 from vmcoal.controller.journal import Journal
 from vmcoal.controller.keeper import Keeper
 from vmcoal.controller.loans import LoanBook
@@ -59,6 +60,15 @@ class Vm:
         if self.monitor is None:
             raise UnreachableError(f"QEMU of {self.spec.name} does not answer", hint=f"vmcoal status {self.spec.name}")
         return self.monitor
+
+    def pager(self, what: str) -> PagingEngine:
+        """The page engine; raises `ConflictError` if this VM has another one, which offers no ``what``."""
+        if not self.engine.traits.pages:
+            raise ConflictError(
+                f"{self.spec.name} runs with the memory engine {self.engine.traits.name}, which has no {what}",
+                hint="the page engine has; a VM gets its engine when it boots: vmcoal doctor says which, and why",
+            )
+        return cast(PagingEngine, self.engine)
 
     async def qemu_pid(self) -> int | None:
         """Return QEMU's pid, or ``None`` if it does not run."""

@@ -10,6 +10,7 @@ import msgspec
 from vmcoal.model.lease import LeaseState
 from vmcoal.model.link import Link
 from vmcoal.model.machine import Engine
+from vmcoal.model.paging import LossPolicy
 
 
 class MemoryStyle(enum.StrEnum):
@@ -31,7 +32,8 @@ class AttachmentState(enum.StrEnum):
 
 class AttachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `vmcoal attach` asks for. ``memory`` in bytes; ``lender`` a paired lender's name or ``None`` for the only
-    one; ``node`` a far node, or ``None`` for the one whose tier fits the link; ``deadline`` in seconds."""
+    one; ``node`` a far node, or ``None`` for the one whose tier fits the link; ``deadline`` in seconds. ``cache`` bytes
+    of all the VM's borrowed memory that may be on this host, ``None`` as it is."""
 
     lender: str | None = None
     cpus: int = 0
@@ -39,6 +41,7 @@ class AttachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     style: MemoryStyle = MemoryStyle.DIMM
     engine: Engine = Engine.LOCAL
     node: int | None = None
+    cache: int | None = None
     deadline: float = 120.0
     dry_run: bool = False
 
@@ -58,7 +61,8 @@ class DetachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 class AttachedMemory(msgspec.Struct, frozen=True, kw_only=True):
     """One DIMM or virtio-mem device. ``size`` bytes usable now; ``capacity`` bytes of the device; ``backend`` and
-    ``device`` QOM ids."""
+    ``device`` QOM ids. A ``copy`` has the pages of another lender's device a second time; ``on_loss`` is what touching
+    a lost page does."""
 
     lease: str
     style: MemoryStyle
@@ -69,6 +73,8 @@ class AttachedMemory(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     state: AttachmentState
     lease_state: LeaseState
+    copy: bool = False
+    on_loss: LossPolicy = LossPolicy.STALL
 
 
 class AttachedCpu(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,116 @@
+"""A page engine in memory: regions with places for their pages, whose copying goes on as far as a test lets it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from framework.fake_vm import FakeEngine, Fuse
+from vmcoal.backends.base import EngineTraits, MemoryRegion
+from vmcoal.errors import NotFoundError, RefusedError, UnreachableError
+from vmcoal.model.lease import Lease, MemoryServer
+from vmcoal.model.paging import LossPolicy, PageCopy, PagedRegion
+from vmcoal.model.units import MIB
+
+
+@dataclass
+class Place:
+    """Where a region's pages are stored: the lease, and bytes it does not have yet."""
+
+    lease: str
+    behind: int = 0
+    connected: bool = True
+
+
+@dataclass
+class Region:
+    """One region; ``away`` bytes are not on this host."""
+
+    size: int
+    places: dict[int, Place] = field(default_factory=dict)
+    away: int = 64 * MIB
+    lost: int = 0
+    waiting: int = 0
+    home: bool = False
+    policy: LossPolicy = LossPolicy.STALL
+
+
+class FakePager(FakeEngine):
+    """Implements `vmcoal.backends.base.PagingEngine`. ``step`` is how many bytes are copied or pulled at each look;
+    ``mapped`` whether QEMU's preload library does its work."""
+
+    def __init__(self, fuse: Fuse) -> None:
+        super().__init__(fuse)
+        self.traits = EngineTraits(name="fake pager", summary="for tests", pages=True)
+        self.paged: dict[str, Region] = {}
+        self.cache = 256 * MIB
+        self.mapped = True
+        self.step = 32 * MIB
+        self.refuses: set[str] = set()
+
+    async def prepare(self, lease: Lease, server: MemoryServer, address: str, *, deadline: float) -> MemoryRegion:
+        made = await super().prepare(lease, server, address, deadline=deadline)
+        self.paged[lease.id] = Region(lease.amount, {0: Place(lease.id)})
+        return made
+
+    async def remove(self, lease: str, *, mapped_by: int | None, deadline: float) -> None:
+        await super().remove(lease, mapped_by=mapped_by, deadline=deadline)
+        self.paged.pop(lease, None)
+
+    async def set_cache(self, size: int, *, deadline: float = 5.0) -> None:
+        await self._fuse.blow("cache")
+        self.cache = size
+
+    async def region(self, region: str, *, deadline: float = 5.0) -> PagedRegion | None:
+        found = self.paged.get(region)
+        if found is None:
+            return None
+        told = PagedRegion(
+            size=found.size,
+            mapped=self.mapped,
+            away=found.away,
+            here=found.size - found.away,
+            lost=found.lost,
+            waiting=found.waiting,
+            home=found.home,
+            policy=found.policy,
+            copies=tuple(
+                PageCopy(number=number, connected=place.connected, behind=place.behind)
+                for number, place in sorted(found.places.items())
+            ),
+        )
+        for place in found.places.values():
+            place.behind = max(0, place.behind - self.step)
+        if found.home:
+            found.away = max(0, found.away - self.step)
+        return told
+
+    async def store(
+        self, region: str, number: int, lease: Lease, server: MemoryServer, address: str, *, deadline: float
+    ) -> None:
+        await self._fuse.blow("store")
+        if region not in self.paged:
+            raise NotFoundError(f"there is no region {region}")
+        if lease.lender in self.refuses:
+            raise UnreachableError("nothing answers on the memory server's port", host=lease.lender)
+        known = self.paged[region].places.get(number)
+        if known is None or known.lease != lease.id:
+            self.paged[region].places[number] = Place(lease.id, behind=128 * MIB)
+
+    async def unstore(self, region: str, number: int, *, deadline: float = 5.0) -> None:
+        await self._fuse.blow("unstore")
+        found = self.paged.get(region)
+        if found is None or number not in found.places:
+            return
+        others = [place for n, place in found.places.items() if n != number]
+        assert found.away == 0 or any(not place.behind for place in others), "pages would be lost"
+        del found.places[number]
+
+    async def home(self, region: str, on: bool, *, deadline: float = 5.0) -> None:
+        await self._fuse.blow("home")
+        self.paged[region].home = on
+
+    async def set_loss(self, region: str, policy: LossPolicy, *, deadline: float = 5.0) -> None:
+        await self._fuse.blow("loss")
+        if policy is LossPolicy.POISON and "poison" in self.refuses:
+            raise RefusedError("this kernel cannot poison pages")
+        self.paged[region].policy = policy
