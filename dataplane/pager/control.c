@@ -110,10 +110,14 @@ static bool do_store(struct call *call)
 static bool do_unstore(struct call *call)
 {
 	struct region *region = need(call);
+	unsigned number = (unsigned)call->order->number;
 
-	if (region)
-		region_store(call->engine, region, (unsigned)call->order->number, NULL);
-	return region;
+	if (!region)
+		return false;
+	if (!call->order->gone && !region_spares(call->engine, region, number))
+		return refuse(call->why, EBUSY, "pages of region %s are on store %u alone", region->id, number);
+	region_store(call->engine, region, number, NULL);
+	return true;
 }
 
 static bool do_map(struct call *call)
@@ -184,6 +188,15 @@ static bool do_cache(struct call *call)
 	return true;
 }
 
+static bool do_home(struct call *call)
+{
+	struct region *region = need(call);
+
+	if (region)
+		region_home(call->engine, region, call->order->on);
+	return region;
+}
+
 static void describe(struct reply *reply, const struct engine *engine, const struct region *region)
 {
 	char latency[HISTOGRAM_BUCKETS * 21];
@@ -191,6 +204,7 @@ static void describe(struct reply *reply, const struct engine *engine, const str
 	reply_field(reply, "region=%s", region->id);
 	reply_field(reply, "pages=%u", region->pages);
 	reply_field(reply, "mapped=%d", region->faults >= 0);
+	reply_field(reply, "home=%d", region->home);
 	reply_field(reply, "away=%llu", (unsigned long long)table_away(region));
 	reply_field(reply, "here=%llu", (unsigned long long)table_here(region));
 	reply_field(reply, "lost=%llu", (unsigned long long)region->counts[PAGE_LOST]);
@@ -237,7 +251,7 @@ static bool do_stats(struct call *call)
 static bool (*const handlers[ORDER_VERBS])(struct call *) = {
 	[ORDER_HELLO] = do_hello, [ORDER_ADD] = do_add,	      [ORDER_STORE] = do_store, [ORDER_UNSTORE] = do_unstore,
 	[ORDER_MAP] = do_map,	  [ORDER_DISCARD] = do_discard, [ORDER_UNMAP] = do_unmap, [ORDER_REMOVE] = do_remove,
-	[ORDER_CACHE] = do_cache, [ORDER_STATS] = do_stats,
+	[ORDER_CACHE] = do_cache, [ORDER_HOME] = do_home,     [ORDER_STATS] = do_stats,
 };
 
 static void disconnect(struct connection *connection)

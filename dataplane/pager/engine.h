@@ -18,6 +18,7 @@
 #include "policy.h"
 #include "seal.h"
 #include "stream.h"
+#include "window.h"
 
 enum {
 	REGIONS_MAX = 64,
@@ -84,6 +85,7 @@ struct region {
 	bool refused[META_STORES];
 	char why[META_STORES][128];
 	uint64_t counts[PAGE_STATES]; /* pages in each state */
+	_Atomic bool home;	      /* all of it comes here, nothing leaves, and the budget is not its */
 	uint32_t lost_waiting;	      /* lost pages that somebody waits for */
 	struct meter meters[META_STORES];
 	uint32_t resync[META_STORES]; /* where the next look for a page that the store missed begins */
@@ -121,12 +123,21 @@ struct engine {
 	unsigned trim_count, trim_room;
 	uint64_t stats[COUNTERS];
 	uint64_t latency[HISTOGRAM]; /* of fetches that a fault waited for: number i took less than 2^i microseconds */
+	_Atomic unsigned demands; /* fetches under way that a fault waits for */
 	unsigned waiters;
 	struct lane *lanes[LANES_MAX];
 	unsigned lane_count;
 	int64_t deadline_us;
 	uint32_t window_max;
 	bool ending;
+};
+
+/* What the lane that brings a region here knows of that. */
+struct homing {
+	uint32_t *order; /* blocks */
+	uint32_t next, count, in_flight;
+	struct window window;
+	int64_t again_us;
 };
 
 /* A region as one lane sees it. */
@@ -139,6 +150,7 @@ struct view {
 	struct tag tags[META_STORES][LINKS];
 	struct meta_store stores[META_STORES];
 	bool was_ready[META_STORES][LINKS];
+	struct homing homing;
 	unsigned operations;
 };
 
@@ -153,6 +165,7 @@ struct operation {
 	uint32_t count;
 	bool demand;
 	bool trim; /* a STORE of nothing */
+	bool pull; /* to be at home here */
 	uint32_t marker; /* this one of them marks a stream; RUN_MAX: none */
 	uint32_t guessed; /* pages that were asked for with the marker */
 	unsigned tried;	 /* stores whose bytes were not valid, or that failed, as bits */
@@ -205,6 +218,12 @@ void fetch_answered(struct lane *lane, struct request *request);
 void fetch_fail(struct lane *lane, struct operation *operation);
 void faults_resume(struct lane *lane);
 
+/* home.c */
+/* Ask for more of the regions that come home. */
+void home(struct lane *lane);
+void home_ended(const struct operation *operation);
+void region_home(struct engine *engine, struct region *region, bool on);
+
 /* evict.c */
 /* Make room; `wanted` pages more than is kept free in any case. */
 void evict(struct lane *lane, uint32_t wanted);
@@ -241,6 +260,8 @@ uint32_t table_reserve(const struct engine *engine);
 char *held_take(struct engine *engine, uint32_t id, const bool *used);
 /* Keep a page that stands for `guessed`; returns the one that had to go for it, or POLICY_NONE. */
 uint32_t held_put(struct engine *engine, uint32_t id, char *bytes, uint32_t guessed, char **old);
+/* Pages of a region that have, or will have, memory of this host. */
+uint32_t table_charged(const struct region *region);
 /* Pages of a region that are neither here nor zeros. */
 uint64_t table_away(const struct region *region);
 /* Pages of a region that are in the memory. */
@@ -261,5 +282,7 @@ bool region_remove(struct engine *engine, struct region *region);
 void region_discard(struct engine *engine, struct region *region, uint32_t page, uint32_t count);
 /* Change the store of a number; NULL takes it away. What was lost may be there after all. */
 void region_store(struct engine *engine, struct region *region, unsigned number, const struct meta_store *store);
+/* Whether every page is here, or on another store. */
+bool region_spares(struct engine *engine, struct region *region, unsigned number);
 void engine_budget(struct engine *engine, uint32_t pages);
 void engine_changed(struct engine *engine);

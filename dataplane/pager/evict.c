@@ -39,6 +39,33 @@ static struct link *writable(struct lane *lane, struct view *view, unsigned stor
 	return link && view->region->hold_us[store] <= now && lane->storing < STORING_MAX ? link : NULL;
 }
 
+/* Under the lock: whether a page that was not changed may go: a store has it, if possible one that is linked now. */
+static bool droppable(const struct region *region, uint32_t page)
+{
+	bool kept = false, elsewhere = false;
+
+	if (!table_record(region, page)->version)
+		return true;
+	for (unsigned store = 0; store < META_STORES; store++) {
+		if (!region->meta->stores[store].address[0])
+			continue;
+		if (table_behind(region, store, page)) {
+			elsewhere |= region->ready[store] != 0;
+		} else {
+			if (region->ready[store])
+				return true;
+			kept = true;
+		}
+	}
+	return kept && !elsewhere;
+}
+
+/* Under the lock: whether a store still is the one that this lane wrote to. */
+static bool same_store(const struct view *view, unsigned store)
+{
+	return view->stores[store].serial == view->region->meta->stores[store].serial;
+}
+
 static void drop(struct lane *lane, const struct victim *victims, uint32_t count)
 {
 	for (uint32_t run; count; victims += run, count -= run) {
@@ -79,10 +106,14 @@ static void finish(struct lane *lane, struct operation *operation)
 
 	pthread_mutex_lock(&engine->lock);
 	table_settle(engine, region, operation->page, operation->count);
+	for (unsigned store = 0; store < META_STORES; store++)
+		if (!same_store(operation->view, store))
+			operation->stored &= ~(1U << store);
 	for (uint32_t i = 0; i < operation->count; i++) {
 		uint32_t page = operation->page + i;
-		struct page_step step =
-			table_step(engine, region, page, operation->stored ? EVENT_STORED : EVENT_NOT_STORED);
+		/* What is to stay here counts as not stored. */
+		bool stored = operation->stored && (!region->home || operation->trim);
+		struct page_step step = table_step(engine, region, page, stored ? EVENT_STORED : EVENT_NOT_STORED);
 
 		actions[i] = step.action;
 		switch (step.action) {
@@ -93,7 +124,7 @@ static void finish(struct lane *lane, struct operation *operation)
 			*table_record(region, page) = operation->records[i];
 			for (unsigned store = 0; store < META_STORES; store++)
 				table_note_behind(region, store, page,
-						  !operation->trim && operation->view->stores[store].address[0] &&
+						  !operation->trim && region->meta->stores[store].address[0] &&
 							  !(operation->stored & 1U << store));
 			break;
 		default:
@@ -101,7 +132,7 @@ static void finish(struct lane *lane, struct operation *operation)
 		}
 		if (step.action == ACTION_COMMIT_DROP || step.action == ACTION_UNPROTECT)
 			*table_byte(engine, region, page) |= PAGE_BUSY;
-		else if (step.next == PAGE_DIRTY)
+		else if (step.next == PAGE_DIRTY && !region->home)
 			policy_return(&engine->policy, region->first + page);
 	}
 	if (operation->stored)
@@ -269,7 +300,8 @@ void evict(struct lane *lane, uint32_t wanted)
 {
 	struct engine *engine = lane->engine;
 	struct victim drops[VICTIMS], stores[VICTIMS];
-	uint32_t returned[VICTIMS], dropped = 0, stored = 0, kept = 0, goal, want;
+	uint32_t returned[VICTIMS], dropped = 0, stored = 0, kept = 0, unprotected = 0, goal, want;
+	struct victim changed[VICTIMS];
 	int64_t now;
 
 	for (;;) {
@@ -290,15 +322,23 @@ void evict(struct lane *lane, uint32_t wanted)
 		}
 		/* A little more than needed, so that it pays. */
 		want = want - goal + table_reserve(engine) / 4;
-		dropped = stored = kept = 0;
-		while (dropped + stored < want && dropped + stored + kept < VICTIMS) {
+		dropped = stored = kept = unprotected = 0;
+		while (dropped + stored < want && dropped + stored + kept + unprotected < VICTIMS) {
 			uint32_t id = policy_victim(&engine->policy);
 			struct view *view = id == POLICY_NONE ? NULL : view_of(lane, id);
 			uint8_t *byte = &engine->states[id & POLICY_NONE];
 
 			if (id == POLICY_NONE)
 				break;
-			if (view && !view->region->closing && *byte == PAGE_CLEAN) {
+			if (view && view->region->home)
+				continue;
+			if (view && !view->region->closing && *byte == PAGE_CLEAN &&
+			    !droppable(view->region, id - view->region->first)) {
+				/* Another store is to have it first. */
+				table_step(engine, view->region, id - view->region->first, EVENT_PROTECT);
+				*byte |= PAGE_BUSY;
+				changed[unprotected++] = (struct victim){view, id - view->region->first};
+			} else if (view && !view->region->closing && *byte == PAGE_CLEAN) {
 				uint32_t page = id - view->region->first;
 
 				table_step(engine, view->region, page,
@@ -322,12 +362,16 @@ void evict(struct lane *lane, uint32_t wanted)
 		pthread_mutex_unlock(&engine->lock);
 		qsort(drops, dropped, sizeof *drops, by_place);
 		qsort(stores, stored, sizeof *stores, by_place);
+		for (uint32_t i = 0; i < unprotected; i++) {
+			memory_protect(changed[i].view->region, changed[i].page, 1, false);
+			table_release(engine, changed[i].view->region, changed[i].page, 1, true, false);
+		}
 		drop(lane, drops, dropped);
 		for (uint32_t i = 0, run; i < stored; i += run) {
 			run = run_of(stores + i, stored - i);
 			store(lane, stores[i].view, stores[i].page, run);
 		}
-		if (!dropped && !stored) {
+		if (!dropped && !stored && !unprotected) {
 			lane->evict_us = now + BLOCKED_US;
 			if (lane->evict_us < lane->next_us)
 				lane->next_us = lane->evict_us;
@@ -403,7 +447,7 @@ void resync(struct lane *lane)
 		for (unsigned behind = 0; lane->views[slot] && behind < META_STORES; behind++) {
 			struct view *view = lane->views[slot];
 
-			if (!view->region->meta->behind_count[behind] || view->region->closing ||
+			if (!view->region->meta->behind_count[behind] || view->region->closing || view->region->home ||
 			    view->region->faults < 0)
 				continue;
 			if (now >= lane->resync_us && view_link(view, behind, false))

@@ -215,7 +215,7 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 	}
 	step = page_step(before, event);
 	if ((step.action == ACTION_FETCH || step.action == ACTION_ZERO_CLEAN || step.action == ACTION_ZERO_DIRTY) &&
-	    !table_room(engine, 1)) {
+	    !region->home && !table_room(engine, 1)) {
 		defer(engine, region, page, event);
 		pthread_mutex_unlock(&engine->lock);
 		return;
@@ -232,6 +232,7 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 	case ACTION_FETCH:
 		operation = fetch_begin(view, page, 1);
 		operation->demand = true;
+		engine->demands++;
 		*byte |= PAGE_NOTED;
 		break;
 	case ACTION_WAIT:
@@ -327,6 +328,7 @@ static void ask_elsewhere(struct lane *lane, struct operation *operation, const 
 		again->records[0] = operation->records[i];
 		again->behind = operation->behind;
 		again->demand = true;
+		lane->engine->demands++;
 		again->begun_us = operation->begun_us;
 		again->wrong = operation->wrong | 1U << store;
 		again->tried = again->wrong;
@@ -351,7 +353,7 @@ static enum page_action arrive(struct lane *lane, struct operation *operation, u
 	struct region *region = operation->view->region;
 	uint32_t page = operation->page + i, unheld;
 	uint8_t *byte = table_byte(engine, region, page);
-	bool hold = i == operation->marker && *byte == PAGE_FETCH;
+	bool hold = i == operation->marker && *byte == PAGE_FETCH && !region->home;
 	struct page_step step = table_step(engine, region, page, hold ? EVENT_ARRIVED_HOLD : EVENT_ARRIVED);
 	char *copy, *old;
 

@@ -67,6 +67,9 @@ struct operation *operation_new(struct view *view, enum operation_kind kind, uin
 void operation_free(struct lane *lane, struct operation *operation)
 {
 	operation->view->operations--;
+	lane->engine->demands -= operation->demand;
+	if (operation->pull)
+		home_ended(operation);
 	buffer_put(lane, operation->buffer, operation->count);
 	free(operation);
 }
@@ -202,6 +205,7 @@ static void lane_sync(struct lane *lane)
 			lane->views[slot] = view_open(lane, region);
 		if (lane->views[slot] && view_sync(lane, lane->views[slot])) {
 			seal_close(&lane->views[slot]->seal);
+			free(lane->views[slot]->homing.order);
 			free(lane->views[slot]);
 			lane->views[slot] = NULL;
 			region->views--;
@@ -407,6 +411,7 @@ static void *lane_run(void *argument)
 		evict(lane, 0);
 		trim(lane);
 		resync(lane);
+		home(lane);
 		requests_done(lane);
 		faults_resume(lane);
 		if (lane->next_us < next)

@@ -38,6 +38,7 @@ struct meta {
 	char id[REGION_ID_MAX + 1];
 	struct meta_store stores[META_STORES];
 	_Atomic uint64_t behind_count[META_STORES];
+	uint32_t home; /* it comes here, and stays */
 };
 
 _Static_assert(sizeof(struct meta) <= META_RECORDS, "the header has its place");

@@ -5,7 +5,7 @@
 
 #include "meta.h"
 
-enum key { ID, ADDRESS, EXPORT, IDENTITY, PSK_FILE, VERSION, SIZE, NUMBER, PORT, BASE, OFFSET, LENGTH, KEYS };
+enum key { ID, ADDRESS, EXPORT, IDENTITY, PSK_FILE, VERSION, SIZE, NUMBER, PORT, BASE, OFFSET, LENGTH, ON, GONE, KEYS };
 
 #define BIT(key) (1U << (key))
 #define AT(member) offsetof(struct order, member)
@@ -30,6 +30,8 @@ static const struct {
 	[BASE] = {"base", AT(base), false, true, PAGE_SIZE, 1ULL << 56},
 	[OFFSET] = {"offset", AT(offset), false, true, 0, 1ULL << 39},
 	[LENGTH] = {"length", AT(length), false, true, PAGE_SIZE, 1ULL << 39},
+	[ON] = {"on", AT(on), false, false, 0, 1},
+	[GONE] = {"gone", AT(gone), false, false, 0, 1},
 };
 
 static const struct {
@@ -41,12 +43,13 @@ static const struct {
 	[ORDER_ADD] = {"add", BIT(ID) | BIT(SIZE), 0, 1},
 	[ORDER_STORE] = {"store", BIT(ID) | BIT(NUMBER) | BIT(ADDRESS) | BIT(PORT) | BIT(EXPORT),
 			 BIT(IDENTITY) | BIT(PSK_FILE), 0},
-	[ORDER_UNSTORE] = {"unstore", BIT(ID) | BIT(NUMBER), 0, 0},
+	[ORDER_UNSTORE] = {"unstore", BIT(ID) | BIT(NUMBER), BIT(GONE), 0},
 	[ORDER_MAP] = {"map", BIT(BASE) | BIT(LENGTH), 0, 2},
 	[ORDER_DISCARD] = {"discard", BIT(ID) | BIT(OFFSET) | BIT(LENGTH), 0, 0},
 	[ORDER_UNMAP] = {"unmap", BIT(ID), 0, 0},
 	[ORDER_REMOVE] = {"remove", BIT(ID), 0, 0},
 	[ORDER_CACHE] = {"cache", BIT(SIZE), 0, 0},
+	[ORDER_HOME] = {"home", BIT(ID) | BIT(ON), 0, 0},
 	[ORDER_STATS] = {"stats", 0, 0, 0},
 };
 

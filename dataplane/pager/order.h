@@ -18,6 +18,7 @@ enum order_verb {
 	ORDER_UNMAP,
 	ORDER_REMOVE,
 	ORDER_CACHE,
+	ORDER_HOME,
 	ORDER_STATS,
 	ORDER_VERBS,
 };
@@ -26,7 +27,7 @@ enum order_verb {
 struct order {
 	enum order_verb verb;
 	const char *id, *address, *export, *identity, *psk_file;
-	uint64_t version, size, number, port, base, offset, length;
+	uint64_t version, size, number, port, base, offset, length, on, gone;
 };
 
 /* Parse a packet that came with `fds` descriptors. On refusal returns false and says why. */

@@ -110,6 +110,22 @@ void policy_forget(struct policy *policy, uint32_t page)
 	policy->nodes[page] = (struct policy_node){0};
 }
 
+void policy_leave(struct policy *policy, uint32_t page)
+{
+	if (policy->nodes[page].queue)
+		take(policy, page);
+}
+
+unsigned policy_heat(const struct policy *policy, uint32_t page)
+{
+	const struct policy_node *node = &policy->nodes[page];
+	uint32_t ago = (policy->stamp - (uint32_t)node->next) & POLICY_NONE;
+
+	if (node->queue || !node->ghost)
+		return 0;
+	return 1 + 4 * node->laps + (ago <= policy->budget ? 2 : 0) + (ago <= policy->budget / TRIAL_SHARE ? 1 : 0);
+}
+
 uint32_t policy_count(const struct policy *policy)
 {
 	return policy->queues[QUEUE_TRIAL].count + policy->queues[QUEUE_MAIN].count;

@@ -63,5 +63,11 @@ void policy_return(struct policy *policy, uint32_t page);
 /* The page is gone, and what is known of it is void. */
 void policy_forget(struct policy *policy, uint32_t page);
 
+/* A page is here to stay: it is no victim any more. */
+void policy_leave(struct policy *policy, uint32_t page);
+
+/* How much a page that is not here is worth having: most if it was wanted often and left lately, 0 if nothing is known. */
+unsigned policy_heat(const struct policy *policy, uint32_t page);
+
 /* Pages in the queues. */
 uint32_t policy_count(const struct policy *policy);

@@ -182,6 +182,7 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	if (!fresh && region->meta->budget)
 		engine->budget = engine->policy.budget = (uint32_t)region->meta->budget;
 	region->meta->budget = engine->budget;
+	region->home = region->meta->home;
 	pthread_mutex_unlock(&engine->lock);
 	engine_changed(engine);
 	return region;
@@ -208,7 +209,8 @@ static void find_resident(struct engine *engine, struct region *region)
 			if (state != PAGE_ZERO && state != PAGE_ABSENT)
 				continue;
 			table_set(engine, region, page, PAGE_DIRTY);
-			policy_insert(&engine->policy, region->first + page, false);
+			if (!region->home)
+				policy_insert(&engine->policy, region->first + page, false);
 		}
 		pthread_mutex_unlock(&engine->lock);
 	}
@@ -375,6 +377,19 @@ void region_store(struct engine *engine, struct region *region, unsigned number,
 	pthread_mutex_unlock(&engine->lock);
 	engine_changed(engine);
 	memory_wake(region, 0, region->pages);
+}
+
+bool region_spares(struct engine *engine, struct region *region, unsigned number)
+{
+	bool spare;
+
+	pthread_mutex_lock(&engine->lock);
+	spare = !table_away(region) || !region->meta->stores[number].address[0];
+	for (unsigned store = 0; store < META_STORES; store++)
+		spare |= store != number && region->meta->stores[store].address[0] &&
+			 !region->meta->behind_count[store];
+	pthread_mutex_unlock(&engine->lock);
+	return spare;
 }
 
 void engine_budget(struct engine *engine, uint32_t pages)

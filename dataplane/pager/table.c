@@ -32,10 +32,12 @@ void table_set(struct engine *engine, struct region *region, uint32_t page, enum
 
 	engine->counts[before]--;
 	engine->counts[state]++;
-	engine->charged += charges(state);
-	engine->charged -= charges(before);
-	engine->writing += state == PAGE_WRITE;
-	engine->writing -= before == PAGE_WRITE;
+	if (!region->home) {
+		engine->charged += charges(state);
+		engine->charged -= charges(before);
+		engine->writing += state == PAGE_WRITE;
+		engine->writing -= before == PAGE_WRITE;
+	}
 	region->counts[before]--;
 	region->counts[state]++;
 	if (*byte & PAGE_NOTED) {
@@ -75,7 +77,7 @@ void table_release(struct engine *engine, struct region *region, uint32_t page, 
 			noted = true;
 		}
 		*byte &= PAGE_STATE_MASK;
-		if (insert && page_resident(*byte))
+		if (insert && page_resident(*byte) && !region->home)
 			policy_insert(&engine->policy, region->first + page + i, demand);
 	}
 	if (engine->waiters)
@@ -124,6 +126,15 @@ uint32_t table_reserve(const struct engine *engine)
 bool table_room(const struct engine *engine, uint32_t pages)
 {
 	return engine->charged + pages <= engine->budget;
+}
+
+uint32_t table_charged(const struct region *region)
+{
+	uint64_t charged = 0;
+
+	for (enum page_state state = 0; state < PAGE_STATES; state++)
+		charged += charges(state) ? region->counts[state] : 0;
+	return (uint32_t)charged;
 }
 
 uint64_t table_away(const struct region *region)

@@ -8,7 +8,10 @@ import signal
 
 import pytest
 
+from framework.lent import entry, lend
 from framework.paged_scene import SIZE, Scene
+from vmcoal.backends.pager_client import RegionStats, home, unstore
+from vmcoal.errors import ConflictError, NotFoundError
 
 pytestmark = [
     pytest.mark.contract,
@@ -57,3 +60,82 @@ async def test_what_waits_for_a_stopped_lender_is_counted() -> None:
         os.kill(server, signal.SIGCONT)
         assert await scene.guest.answer() == "wrong 0"
         assert (await scene.engine.stats()).regions[scene.lease].waiting == 0
+
+
+async def come_home(scene: Scene) -> RegionStats:
+    await home(scene.engine.socket, scene.lease, True, deadline=5)
+    async with asyncio.timeout(30):
+        while (region := (await scene.engine.stats()).regions[scene.lease]).away:
+            await asyncio.sleep(0.02)
+    return region
+
+
+async def test_a_region_comes_home_under_load_and_works_without_any_lender() -> None:
+    async with Scene() as scene:
+        with pytest.raises(NotFoundError):
+            await home(scene.engine.socket, "other", True, deadline=5)
+        assert await scene.guest.ask("stress 4 1") != ""
+        with pytest.raises(ConflictError):
+            await unstore(scene.engine.socket, scene.lease, 0, deadline=5)
+        scene.guest.send("stress 4 2")
+        region = await come_home(scene)
+        assert region.home
+        await unstore(scene.engine.socket, scene.lease, 0, deadline=5)
+        await scene.servers.stop(scene.entries[0])
+        assert (await scene.guest.answer()).startswith("wrong 0 ")
+        assert (await scene.guest.ask("stress 4 1")).startswith("wrong 0 ")
+        assert await scene.guest.ask("sum") == "wrong 0"
+        region = (await scene.engine.stats()).regions[scene.lease]
+        assert region.stores == {}
+        assert region.away == region.lost == 0
+
+
+async def test_home_outlives_the_pager() -> None:
+    async with Scene() as scene:
+        await scene.guest.ask("fill 4")
+        await home(scene.engine.socket, scene.lease, True, deadline=5)
+        before = await scene.pager()
+        os.kill(before, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while await scene.pager() in (0, before):
+                await asyncio.sleep(0.02)
+        await come_home(scene)
+        await unstore(scene.engine.socket, scene.lease, 0, deadline=5)
+        before = await scene.pager()
+        os.kill(before, signal.SIGKILL)
+        assert await scene.guest.ask("check 4") == "wrong 0"
+
+
+async def test_home_and_back() -> None:
+    async with Scene() as scene:
+        await scene.guest.ask("fill 4")
+        charged = await scene.counter("charged")
+        assert charged
+        region = await come_home(scene)
+        assert await scene.counter("charged") == 0
+        assert region.here * 4096 > SIZE // 2
+        scene.guest.send("stress 4 1")
+        await home(scene.engine.socket, scene.lease, False, deadline=5)
+        await scene.guest.answer()
+        async with asyncio.timeout(20):
+            while (counters := (await scene.engine.stats()).counters)["charged"] > counters["budget"]:
+                await asyncio.sleep(0.02)
+        assert (await scene.engine.stats()).regions[scene.lease].away
+        # Nothing but the pages that stress wrote over has changed.
+        await scene.guest.ask("fill 5")
+        assert await scene.guest.ask("check 5") == "wrong 0"
+
+
+async def test_the_only_store_replaced_gets_what_is_here_and_home_brings_the_rest_first() -> None:
+    async with Scene() as scene:
+        await scene.guest.ask("fill 6")
+        await come_home(scene)
+        other, second = await lend(scene.servers, entry(SIZE))
+        await scene.engine.add_replica(scene.lease, second, "127.0.0.1", deadline=10)
+        await unstore(scene.engine.socket, scene.lease, 0, deadline=5)
+        await scene.servers.stop(scene.entries[0])
+        await home(scene.engine.socket, scene.lease, False, deadline=5)
+        await scene.until(1, links=6, behind=0)
+        assert (await scene.engine.stats()).regions[scene.lease].away
+        assert await scene.guest.ask("check 6") == "wrong 0"
+        await scene.servers.stop(other)

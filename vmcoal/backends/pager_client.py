@@ -36,11 +36,13 @@ class RegionStats:
     """A region: its pages, whether QEMU maps it, and its stores by number.
 
     ``here`` pages are in this host's memory, ``away`` ones are neither here nor zeros; ``lost`` ones, which are away,
-    no store has as they were sealed. ``waiting`` pages are waited for, and no store gives them now.
+    no store has as they were sealed. ``waiting`` pages are waited for, and no store gives them now. ``home``: it comes
+    here as a whole, and stays.
     """
 
     pages: int = 0
     mapped: bool = False
+    home: bool = False
     away: int = 0
     here: int = 0
     lost: int = 0
@@ -105,8 +107,8 @@ async def stats(path: Path, *, deadline: float) -> PagerStats:
             store.latency = tuple(int(count) for count in value.split(",") if count)
         elif store is not None and key in ("links", "behind", "bytes-in", "bytes-out"):
             setattr(store, key.replace("-", "_"), int(value))
-        elif region is not None and key == "mapped":
-            region.mapped = value == "1"
+        elif region is not None and key in ("mapped", "home"):
+            setattr(region, key, value == "1")
         elif region is not None and key in ("pages", "away", "here", "lost", "waiting"):
             setattr(region, key, int(value))
         elif key.startswith("below-us-"):
@@ -114,3 +116,21 @@ async def stats(path: Path, *, deadline: float) -> PagerStats:
         else:
             result.counters[key] = int(value)
     return result
+
+
+async def home(path: Path, region: str, on: bool, *, deadline: float) -> None:
+    """Have all of a region come here, what was used most first, and stay; or, not ``on``, be paged again.
+
+    Returns at once. `RegionStats.away` says how many pages are to come; at 0 the last store may be taken away. Raises
+    `NotFoundError`, `UnreachableError` or `DeadlineError`.
+    """
+    await order(path, "home", ("id", region), ("on", int(on)), deadline=deadline)
+
+
+async def unstore(path: Path, region: str, number: int, *, gone: bool = False, deadline: float) -> None:
+    """Take a store away from a region. ``gone``: its bytes are given up, so what only it had is lost from now on.
+
+    Raises `ConflictError` while it alone has pages and is not ``gone``, `NotFoundError`, `UnreachableError` or
+    `DeadlineError`.
+    """
+    await order(path, "unstore", ("id", region), ("number", number), ("gone", int(gone)), deadline=deadline)
