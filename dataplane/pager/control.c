@@ -26,6 +26,8 @@ struct call {
 	struct packet *packet;
 	struct reply *reply;
 	struct refusal *why;
+	struct connection *connection;
+	bool later; /* the answer is sent when there is one */
 };
 
 enum { NAME_MAX_ = 80 };
@@ -197,6 +199,25 @@ static bool do_home(struct call *call)
 	return region;
 }
 
+static bool do_sample(struct call *call)
+{
+	struct region *region = need(call);
+	unsigned number = (unsigned)call->order->number;
+
+	if (!region)
+		return false;
+	if (!region->meta->stores[number].address[0])
+		return refuse(call->why, ENOENT, "region %s has no store %u", region->id, number);
+	if (!region->ready[number])
+		return refuse(call->why, EHOSTUNREACH, "store %u of region %s: %s", number, region->id,
+			      region->why[number][0] ? region->why[number] : "it is not linked");
+	if (!sample_begin(call->engine, region, number, (uint32_t)call->order->count))
+		return refuse(call->why, EBUSY, "another sample is under way");
+	call->control->sampler = call->connection;
+	call->later = true;
+	return true;
+}
+
 static void describe(struct reply *reply, const struct engine *engine, const struct region *region)
 {
 	char latency[HISTOGRAM_BUCKETS * 21];
@@ -251,12 +272,19 @@ static bool do_stats(struct call *call)
 static bool (*const handlers[ORDER_VERBS])(struct call *) = {
 	[ORDER_HELLO] = do_hello, [ORDER_ADD] = do_add,	      [ORDER_STORE] = do_store, [ORDER_UNSTORE] = do_unstore,
 	[ORDER_MAP] = do_map,	  [ORDER_DISCARD] = do_discard, [ORDER_UNMAP] = do_unmap, [ORDER_REMOVE] = do_remove,
-	[ORDER_CACHE] = do_cache, [ORDER_HOME] = do_home,     [ORDER_STATS] = do_stats,
+	[ORDER_CACHE] = do_cache, [ORDER_HOME] = do_home,     [ORDER_SAMPLE] = do_sample,
+	[ORDER_STATS] = do_stats,
 };
 
 static void disconnect(struct connection *connection)
 {
-	connection->control->connections--;
+	struct control *control = connection->control;
+
+	if (control->sampler == connection) {
+		control->sampler = NULL;
+		sample_cancel(control->engine);
+	}
+	control->connections--;
 	loop_close_source(&connection->control->loop, &connection->source);
 	free(connection);
 }
@@ -269,7 +297,7 @@ static void connection_ready(struct source *source)
 	struct control *control = connection->control;
 	struct order order;
 	struct refusal why;
-	struct call call = {control, control->engine, &order, &packet, &reply, &why};
+	struct call call = {control, control->engine, &order, &packet, &reply, &why, connection, false};
 	int received = packet_receive(source->fd, &packet);
 	bool ok;
 
@@ -280,7 +308,9 @@ static void connection_ready(struct source *source)
 		return;
 	}
 	reply_begin(&reply, "ok");
-	if (packet.too_many_fds || packet.too_long)
+	if (control->sampler == connection)
+		ok = refuse(&why, EBUSY, "one order at a time");
+	else if (packet.too_many_fds || packet.too_long)
 		ok = refuse(&why, E2BIG, "too long, or too many descriptors");
 	else
 		ok = order_parse(packet.data, packet.length, packet.fd_count, &order, &why) &&
@@ -290,11 +320,31 @@ static void connection_ready(struct source *source)
 		if (packet.fds[i] >= 0)
 			close(packet.fds[i]);
 	packet.fd_count = 0;
+	if (call.later)
+		return;
 	if (ok && reply.overflow)
 		ok = refuse(&why, EMSGSIZE, "the answer does not fit into a packet");
 	if (!ok)
 		reply_refusal(&reply, &why);
 	if (!packet_send(source->fd, &reply, -1))
+		disconnect(connection);
+}
+
+static void sampled_ready(struct source *source)
+{
+	static struct reply reply;
+	struct control *control = container_of(source, struct control, sampled);
+	struct connection *connection = control->sampler;
+	uint32_t pages, p50, p99;
+
+	if (!sample_ended(control->engine, &pages, &p50, &p99) || !connection)
+		return;
+	control->sampler = NULL;
+	reply_begin(&reply, "ok");
+	reply_field(&reply, "p50-us=%u", p50);
+	reply_field(&reply, "p99-us=%u", p99);
+	reply_field(&reply, "pages=%u", pages);
+	if (!packet_send(connection->source.fd, &reply, -1))
 		disconnect(connection);
 }
 
@@ -324,7 +374,10 @@ bool control_open(struct control *control, int listener)
 {
 	control->listener.fd = listener;
 	control->listener.ready = listener_ready;
-	return !loop_open(&control->loop) && !loop_add(&control->loop, &control->listener);
+	control->sampled.fd = control->engine->sample.done;
+	control->sampled.ready = sampled_ready;
+	return !loop_open(&control->loop) && !loop_add(&control->loop, &control->listener) &&
+	       !loop_add(&control->loop, &control->sampled);
 }
 
 static void take_over_one(const char *name, void *user)

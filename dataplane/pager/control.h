@@ -4,12 +4,16 @@
 #include "engine.h"
 #include "loop.h"
 
+struct connection;
+
 struct control {
 	struct loop loop;
 	struct engine *engine;
 	int holder;
 	struct source listener;
 	unsigned connections;
+	struct source sampled;	      /* raised when a sample ended */
+	struct connection *sampler; /* who waits for it */
 };
 
 /* Serve on a listening seqpacket socket. */

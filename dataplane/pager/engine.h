@@ -27,6 +27,7 @@ enum {
 	LINKS = 3,		   /* of a lane to a store: the first for faults alone */
 	HELD_MAX = 512,
 	HISTOGRAM = 32,
+	SAMPLES_MAX = 1000,
 };
 
 enum source_kind { SOURCE_KICK, SOURCE_FAULTS, SOURCE_LINK };
@@ -102,6 +103,19 @@ struct extent {
 	uint32_t page, count;
 };
 
+/* One measurement at a time: begun and read by the thread of the orders, done by the first lane. */
+struct sample {
+	_Atomic bool running, ended;
+	bool in_flight;
+	struct region *region;
+	unsigned store;
+	uint32_t wanted, taken;
+	_Atomic int64_t until_us;
+	uint64_t seed;
+	int done; /* an eventfd: it ended */
+	uint32_t took[SAMPLES_MAX]; /* microseconds */
+};
+
 struct engine {
 	pthread_mutex_t lock;
 	pthread_cond_t idle; /* a busy page is not busy any more, or a lane let go of a region */
@@ -123,6 +137,7 @@ struct engine {
 	unsigned trim_count, trim_room;
 	uint64_t stats[COUNTERS];
 	uint64_t latency[HISTOGRAM]; /* of fetches that a fault waited for: number i took less than 2^i microseconds */
+	struct sample sample;
 	_Atomic unsigned demands; /* fetches under way that a fault waits for */
 	unsigned waiters;
 	struct lane *lanes[LANES_MAX];
@@ -154,7 +169,7 @@ struct view {
 	unsigned operations;
 };
 
-enum operation_kind { FETCH, STORE };
+enum operation_kind { FETCH, STORE, SAMPLE };
 
 /* Pages in a row that are on their way. */
 struct operation {
@@ -217,6 +232,17 @@ void fetch_send(struct lane *lane, struct operation *operation);
 void fetch_answered(struct lane *lane, struct request *request);
 void fetch_fail(struct lane *lane, struct operation *operation);
 void faults_resume(struct lane *lane);
+
+/* sample.c */
+bool sample_open(struct sample *sample);
+/* False: another one is under way. */
+bool sample_begin(struct engine *engine, struct region *region, unsigned store, uint32_t count);
+/* Nobody wants it any more: it ends soon. */
+void sample_cancel(struct engine *engine);
+/* After `done` was raised: what came of it. */
+bool sample_ended(struct engine *engine, uint32_t *pages, uint32_t *p50, uint32_t *p99);
+void sample(struct lane *lane);
+void sample_answered(struct lane *lane, struct request *request);
 
 /* home.c */
 /* Ask for more of the regions that come home. */

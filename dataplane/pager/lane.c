@@ -217,8 +217,8 @@ static void lane_sync(struct lane *lane)
 
 /* Links */
 
-/* Tell the region of a link that came or went, and send again what waited for it. */
-static void note_link(struct lane *lane, struct view *view, unsigned store, unsigned i)
+/* Tell the region of a link that came or went, and send again what waited for it. True: there is more to do now. */
+static bool note_link(struct lane *lane, struct view *view, unsigned store, unsigned i)
 {
 	struct engine *engine = lane->engine;
 	struct region *region = view->region;
@@ -228,7 +228,7 @@ static void note_link(struct lane *lane, struct view *view, unsigned store, unsi
 	struct operation *operation;
 
 	if (ready == view->was_ready[store][i] && link->state != LINK_REFUSED && !link->why[0])
-		return;
+		return false;
 	pthread_mutex_lock(&engine->lock);
 	region->ready[store] += ready;
 	region->ready[store] -= view->was_ready[store][i];
@@ -244,7 +244,7 @@ static void note_link(struct lane *lane, struct view *view, unsigned store, unsi
 	link->why[0] = 0;
 	if (!ready || view->was_ready[store][i]) {
 		view->was_ready[store][i] = ready;
-		return;
+		return false;
 	}
 	view->was_ready[store][i] = true;
 	TAILQ_INIT(&parked);
@@ -259,6 +259,7 @@ static void note_link(struct lane *lane, struct view *view, unsigned store, unsi
 		operation->tried = operation->wrong;
 		fetch_send(lane, operation);
 	}
+	return true;
 }
 
 /* A write that was not answered may still happen at the store: nothing else may be written there for a while. */
@@ -289,6 +290,9 @@ static void requests_done(struct lane *lane)
 			break;
 		case STORE:
 			store_answered(lane, request);
+			break;
+		case SAMPLE:
+			sample_answered(lane, request);
 			break;
 		}
 	}
@@ -327,9 +331,10 @@ static int64_t check_links(struct lane *lane, int64_t now)
 				}
 				if (link->state == LINK_DOWN && description->address[0] && link->retry_us < until)
 					until = link->retry_us;
+				if (note_link(lane, view, store, i))
+					until = now;
 				if (until < next)
 					next = until;
-				note_link(lane, view, store, i);
 			}
 		}
 	}
@@ -405,15 +410,17 @@ static void *lane_run(void *argument)
 				return NULL;
 			lane_sync(lane);
 		}
-		now = now_us();
-		next = check_links(lane, now);
 		requests_done(lane);
 		evict(lane, 0);
 		trim(lane);
 		resync(lane);
 		home(lane);
+		sample(lane);
 		requests_done(lane);
 		faults_resume(lane);
+		/* Last, so that there is a deadline for what was sent above. */
+		now = now_us();
+		next = check_links(lane, now);
 		if (lane->next_us < next)
 			next = lane->next_us;
 		lane->next_us = INT64_MAX;

@@ -5,7 +5,7 @@
 
 #include "meta.h"
 
-enum key { ID, ADDRESS, EXPORT, IDENTITY, PSK_FILE, VERSION, SIZE, NUMBER, PORT, BASE, OFFSET, LENGTH, ON, GONE, KEYS };
+enum key { ID, ADDRESS, EXPORT, IDENTITY, PSK_FILE, VERSION, SIZE, NUMBER, PORT, BASE, OFFSET, LENGTH, ON, GONE, COUNT, KEYS };
 
 #define BIT(key) (1U << (key))
 #define AT(member) offsetof(struct order, member)
@@ -31,6 +31,7 @@ static const struct {
 	[OFFSET] = {"offset", AT(offset), false, true, 0, 1ULL << 39},
 	[LENGTH] = {"length", AT(length), false, true, PAGE_SIZE, 1ULL << 39},
 	[ON] = {"on", AT(on), false, false, 0, 1},
+	[COUNT] = {"count", AT(count), false, false, 1, 1000},
 	[GONE] = {"gone", AT(gone), false, false, 0, 1},
 };
 
@@ -50,6 +51,7 @@ static const struct {
 	[ORDER_REMOVE] = {"remove", BIT(ID), 0, 0},
 	[ORDER_CACHE] = {"cache", BIT(SIZE), 0, 0},
 	[ORDER_HOME] = {"home", BIT(ID) | BIT(ON), 0, 0},
+	[ORDER_SAMPLE] = {"sample", BIT(ID) | BIT(NUMBER) | BIT(COUNT), 0, 0},
 	[ORDER_STATS] = {"stats", 0, 0, 0},
 };
 

@@ -19,6 +19,7 @@ enum order_verb {
 	ORDER_REMOVE,
 	ORDER_CACHE,
 	ORDER_HOME,
+	ORDER_SAMPLE,
 	ORDER_STATS,
 	ORDER_VERBS,
 };
@@ -27,7 +28,7 @@ enum order_verb {
 struct order {
 	enum order_verb verb;
 	const char *id, *address, *export, *identity, *psk_file;
-	uint64_t version, size, number, port, base, offset, length, on, gone;
+	uint64_t version, size, number, port, base, offset, length, on, gone, count;
 };
 
 /* Parse a packet that came with `fds` descriptors. On refusal returns false and says why. */

@@ -43,6 +43,8 @@ bool engine_init(struct engine *engine, uint32_t budget, unsigned lanes, int64_t
 	engine->budget = budget;
 	engine->deadline_us = deadline_us;
 	engine->window_max = 8192;
+	if (!sample_open(&engine->sample))
+		return false;
 	for (engine->lane_count = 0; engine->lane_count < lanes; engine->lane_count++)
 		if (!lane_start(engine, engine->lane_count))
 			return false;

@@ -10,8 +10,8 @@ import pytest
 
 from framework.lent import entry, lend
 from framework.paged_scene import SIZE, Scene
-from vmcoal.backends.pager_client import RegionStats, home, unstore
-from vmcoal.errors import ConflictError, NotFoundError
+from vmcoal.backends.pager_client import RegionStats, Sample, home, sample, unstore
+from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UnreachableError
 
 pytestmark = [
     pytest.mark.contract,
@@ -139,3 +139,45 @@ async def test_the_only_store_replaced_gets_what_is_here_and_home_brings_the_res
         assert (await scene.engine.stats()).regions[scene.lease].away
         assert await scene.guest.ask("check 6") == "wrong 0"
         await scene.servers.stop(other)
+
+
+async def test_a_sample_says_how_long_a_store_takes() -> None:
+    async with Scene(request_deadline=0.3) as scene:
+        path, lease = scene.engine.socket, scene.lease
+        # Before anything was written there is nothing to read, but it takes as long.
+        assert (await sample(path, lease, 0, 3, deadline=20)).pages == 3
+        await scene.guest.ask("fill 4")
+        taken = await sample(path, lease, 0, 1000, deadline=20)
+        assert taken.pages == 1000
+        assert 0 < taken.p50 <= taken.p99
+        taken_together = await asyncio.gather(
+            *(sample(path, lease, 0, 1000, deadline=20) for _ in range(4)), return_exceptions=True
+        )
+        assert {type(one) for one in taken_together} == {Sample, ConflictError}
+        for number, error in ((1, NotFoundError), (2, RefusedError)):
+            with pytest.raises(error):
+                await sample(path, lease, number, 1, deadline=20)
+        with pytest.raises(RefusedError):
+            await sample(path, lease, 0, 1001, deadline=20)
+        server = await scene.child(0)
+        os.kill(server, signal.SIGSTOP)
+        assert (await sample(path, lease, 0, 1000, deadline=20)).pages < 1000
+        await scene.until(0, links=0)
+        with pytest.raises(UnreachableError):
+            await sample(path, lease, 0, 1, deadline=20)
+        os.kill(server, signal.SIGCONT)
+
+
+async def test_a_sample_that_nobody_waits_for_ends() -> None:
+    async with Scene() as scene:
+        path, lease = scene.engine.socket, scene.lease
+        running = asyncio.create_task(sample(path, lease, 0, 1000, deadline=20))
+        await asyncio.sleep(0)
+        running.cancel()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    assert (await sample(path, lease, 0, 10, deadline=20)).pages == 10
+                    break
+                except ConflictError:
+                    await asyncio.sleep(0.01)

@@ -59,6 +59,15 @@ class PagerStats:
     regions: dict[str, RegionStats] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Sample:
+    """How long a store took for single pages, microseconds; ``pages`` were read."""
+
+    p50: int
+    p99: int
+    pages: int
+
+
 async def order(path: Path, verb: str, *fields: Field, fds: Sequence[int] = (), deadline: float) -> Packet:
     """Send one order and return its answer.
 
@@ -85,6 +94,7 @@ async def order(path: Path, verb: str, *fields: Field, fds: Sequence[int] = (), 
     if answer.head == "ok":
         return answer
     kinds = {"ENOENT": NotFoundError, "EEXIST": ConflictError, "EBUSY": ConflictError, "EINVAL": RefusedError}
+    kinds |= {"EHOSTUNREACH": UnreachableError}
     raise kinds.get(answer.get("errno"), ExecutionError)(f"the pager: {answer.get('message')}")
 
 
@@ -134,3 +144,13 @@ async def unstore(path: Path, region: str, number: int, *, gone: bool = False, d
     `DeadlineError`.
     """
     await order(path, "unstore", ("id", region), ("number", number), ("gone", int(gone)), deadline=deadline)
+
+
+async def sample(path: Path, region: str, number: int, count: int, *, deadline: float) -> Sample:
+    """Read up to ``count`` (1–1000) random pages of a region from a store, one at a time, and say how long that took.
+
+    It takes 10 s at most; a store that fails meanwhile gives fewer pages. Raises `NotFoundError` without such a region
+    or store, `UnreachableError` without a link to it, `ConflictError` while another sample is taken, `DeadlineError`.
+    """
+    answer = await order(path, "sample", ("id", region), ("number", number), ("count", count), deadline=deadline)
+    return Sample(*(int(answer.get(key) or 0) for key in ("p50-us", "p99-us", "pages")))
