@@ -18,7 +18,7 @@ from vmcoal.backends.pager import PagerEngine
 from vmcoal.errors import NotFoundError, RefusedError, UnreachableError, VmcoalError
 from vmcoal.layout import shm_home, vm_folders
 from vmcoal.model.lease import MemoryServer
-from vmcoal.model.units import MIB
+from vmcoal.model.units import GIB, MIB
 
 pytestmark = [
     pytest.mark.contract,
@@ -263,6 +263,23 @@ async def test_two_regions_come_and_go_and_the_pager_with_the_last() -> None:
             await engine.remove(lent[number][0].lease.id, mapped_by=None, deadline=10)
             await servers.stop(lent[number][0])
         await nothing_left(engine)
+
+
+async def test_more_than_one_request_can_carry_is_discarded_in_one_piece() -> None:
+    """As QEMU empties a virtio-mem device; lengths of NBD requests have 32 bits."""
+    size, last = 5 * GIB, 5 * GIB // 4096 - 1
+    async with memory_servers() as servers, pager_engine(8 * MIB) as engine:
+        assert engine.traits.largest_granular is None
+        one, server = await lend(servers, entry(size, 0))
+        region = await engine.prepare(one.lease, server, "127.0.0.1", deadline=20)
+        async with PagedGuest(region_file(region), engine.environment()) as guest:
+            for page in (0, last):
+                assert await guest.ask(f"write {page} 7") == "written"
+            assert await guest.ask(f"zero 0 {last + 1}") == "zeroed"
+            for page in (0, last):
+                assert await guest.ask(f"read {page}") == "value 0"
+        await engine.remove(one.lease.id, mapped_by=None, deadline=10)
+        await servers.stop(one)
 
 
 async def test_relink_needs_a_region() -> None:

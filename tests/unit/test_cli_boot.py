@@ -21,6 +21,7 @@ from vmcoal.errors import DeadlineError, PrerequisiteError
 from vmcoal.host import accel
 from vmcoal.host.accel import AccelProbe
 from vmcoal.model.attachment import Plan
+from vmcoal.model.engine import EngineChoice, MemoryEngineName
 from vmcoal.model.machine import Accel, CpuMode, Disk, DiskBoot, KernelBoot, MachineSpec, Net
 from vmcoal.model.status import VmStatus
 
@@ -78,6 +79,8 @@ def status(spec: MachineSpec, agent: str) -> VmStatus:
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
     fake = Started()
+    pager = EngineChoice(name=MemoryEngineName.PAGER, reason="for a test")
+    monkeypatch.setattr(boot_module, "memory_engine", lambda spec: pager)
     monkeypatch.setattr(start, "start_controller", fake)
     monkeypatch.setattr(boot_module, "preflight", lambda: None)
     probe = AccelProbe(False, "there is no /dev/kvm", "/usr/bin/qemu", (7, 2, 0), "load kvm_intel")
@@ -257,6 +260,29 @@ def test_a_vm_that_was_asked_for_under_tcg_stays_there(started: Started, monkeyp
     stored(accel_reason="asked for")
     boot("web")
     assert started.spec.accel is Accel.TCG
+
+
+def test_the_memory_engine_of_a_vm_can_change(started: Started, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fuse = EngineChoice(name=MemoryEngineName.FUSE, reason="no userfaultfd", remedy="allow it")
+    monkeypatch.setattr(boot_module, "memory_engine", lambda spec: fuse)
+    done = vmcoal("boot", "web", "--kernel", kernel, "--qemu-args", "-device 'virtio-balloon-pci,id=a b'")
+    assert started.spec.memory_engine is MemoryEngineName.AUTO
+    assert started.spec.qemu_args == ("-device", "virtio-balloon-pci,id=a b")
+    assert "memory is borrowed through fuse: no userfaultfd; mend it: vmcoal doctor --for attach" in done.err
+    assert vmcoal("boot", "web", "--memory-engine", "fuse").code == 0
+    assert started.spec.memory_engine is MemoryEngineName.FUSE
+    plan = vmcoal("boot", "web", "--dry-run").out
+    assert "memory engine fuse (no userfaultfd)" in plan
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("device x", "is no option of QEMU"), ("-S", "takes QEMU out of vmcoal's hands"), ("-name 'x", "No closing")],
+)
+def test_arguments_for_qemu_that_are_refused(started: Started, kernel: str, text: str, said: str) -> None:
+    done = vmcoal("boot", "web", "--kernel", kernel, "--qemu-args", text)
+    assert done.code == 2
+    assert said in done.err
 
 
 def test_options_do_not_change_a_vm_that_exists(started: Started) -> None:

@@ -9,10 +9,12 @@ import msgspec
 import pytest
 
 from framework.command import vmcoal
+from vmcoal.backends import nbd, probe
 from vmcoal.cli import doctor
 from vmcoal.host import checks
 from vmcoal.host.checks import CHECKS, Check, Duty, Finding, Level, Seen, run_checks
 from vmcoal.host.facts import Host
+from vmcoal.model.engine import EngineFacts, FaultFacts
 
 pytestmark = pytest.mark.unit
 
@@ -122,20 +124,20 @@ def test_ids_are_unique_and_every_check_has_a_duty() -> None:
         ({"missing": ("qemu-img",)}, "qemu-img", Level.WARN, "not installed"),
         ({"versions": {"nbdkit": (1, 30, 1)}}, "nbdkit", Level.FAIL, "1.30.1 is older than 1.32"),
         ({"nbdkit": ""}, "nbdkit-lend", Level.FAIL, "does not say what it has"),
-        ({"nbdkit": NBDKIT.replace("yes", "no")}, "nbdkit-borrow", Level.FAIL, "without TLS"),
+        ({"nbdkit": NBDKIT.replace("yes", "no")}, "nbdkit-borrow", Level.WARN, "without TLS"),
         (
             {"missing": ("/lib/nbdkit/filters/nbdkit-exportname-filter.so",)},
             "nbdkit-lend",
             Level.FAIL,
             "without exportname-filter",
         ),
-        ({"missing": ("/lib/nbdkit/plugins/nbdkit-nbd-plugin.so",)}, "nbdkit-borrow", Level.FAIL, "without nbd"),
-        ({"missing": ("nbdfuse",)}, "nbdfuse", Level.FAIL, "not installed"),
-        ({"missing": ("nbdfuse",)}, "fuse-mount", Level.FAIL, "cannot be tried"),
-        ({"devices": {"/dev/fuse": "Permission denied"}}, "fuse", Level.FAIL, "Permission denied"),
-        ({"missing": ("fusermount3",)}, "fusermount", Level.FAIL, "not installed"),
-        ({"fuse": "mount failed: Operation not permitted"}, "fuse-mount", Level.FAIL, "not permitted"),
-        ({"devices": {"/dev/userfaultfd": "Permission denied"}}, "userfaultfd", Level.WARN, "memory engine: fuse"),
+        ({"missing": ("/lib/nbdkit/plugins/nbdkit-nbd-plugin.so",)}, "nbdkit-borrow", Level.WARN, "without nbd"),
+        ({"missing": ("nbdinfo",)}, "nbdinfo", Level.FAIL, "not installed"),
+        ({"missing": ("nbdfuse",)}, "nbdfuse", Level.WARN, "not installed"),
+        ({"missing": ("nbdfuse",)}, "fuse-mount", Level.WARN, "cannot be tried"),
+        ({"devices": {"/dev/fuse": "Permission denied"}}, "fuse", Level.WARN, "Permission denied"),
+        ({"missing": ("fusermount3",)}, "fusermount", Level.WARN, "not installed"),
+        ({"fuse": "mount failed: Operation not permitted"}, "fuse-mount", Level.WARN, "not permitted"),
         ({"file_system": "ext4"}, "tmpfs", Level.WARN, "/dev/shm is ext4"),
         ({"memory": 1 << 20}, "tmpfs", Level.WARN, "1 MiB can be lent"),
         ({"cgroup": False}, "cgroup", Level.WARN, "no cgroup version 2"),
@@ -161,12 +163,26 @@ def test_a_missing_module_has_its_own_remedy() -> None:
     assert run(devices={"/dev/fuse": "No such file or directory"})["fuse"].remedy == "modprobe fuse"
 
 
-def test_userfaultfd_by_the_sysctl() -> None:
-    facts = {
-        "devices": {"/dev/userfaultfd": "Permission denied"},
-        "files": {"/proc/sys/vm/unprivileged_userfaultfd": "1\n"},
-    }
-    assert run(**facts)["userfaultfd"].level is Level.OK
+@pytest.mark.parametrize(
+    ("by", "missing", "level", "found"),
+    [
+        ("/dev/userfaultfd", "nbdfuse", Level.OK, "pager: faults are taken through /dev/userfaultfd"),
+        (None, None, Level.WARN, "fuse, several times slower, because this user may not use userfaultfd"),
+        (None, "nbdfuse is not installed", Level.FAIL, "none: not pager, this user may not"),
+    ],
+)
+def test_the_memory_engine(
+    monkeypatch: pytest.MonkeyPatch, by: str | None, missing: str | None, level: Level, found: str
+) -> None:
+    faults = FaultFacts(by=by, refused=None if by else "Operation not permitted", features=(1 << 13) - 1)
+    monkeypatch.setattr(probe, "engine_facts", lambda qemu: EngineFacts(kernel="6.1.0", faults=faults))
+    monkeypatch.setattr(nbd, "missing_client", lambda: missing)
+    check = next(check for check in doctor.QEMU_CHECKS if check.id == "memory-engine")
+    (finding,) = run_checks([check], GoodHost(), ALL)
+    assert finding.level is level
+    assert found in finding.found
+    assert ("poison needs Linux 6.6" in finding.found) == (by is not None)
+    assert bool(finding.remedy and "udevadm" in finding.remedy) == (by is None)
 
 
 def test_a_long_runtime_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +193,7 @@ def test_a_long_runtime_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_what_a_duty_needs() -> None:
     lend = {finding.id for finding in run_checks(CHECKS, GoodHost(), frozenset({Duty.LEND}))}
     assert "nbdkit-lend" in lend
-    assert not {"qemu", "nbdfuse", "fuse"} & lend
+    assert not {"qemu", "nbdinfo", "fuse"} & lend
 
 
 def test_a_probe_that_breaks_is_a_finding() -> None:
@@ -191,16 +207,16 @@ def test_a_probe_that_breaks_is_a_finding() -> None:
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "QEMU_CHECKS", ())
-    monkeypatch.setattr(doctor, "Host", lambda: GoodHost(missing=("nbdfuse", "apt-get")))
+    monkeypatch.setattr(doctor, "Host", lambda: GoodHost(missing=("nbdinfo", "apt-get")))
     done = vmcoal("doctor")
     assert done.code == 3
-    assert "FAIL  nbdfuse maps borrowed memory" in done.out
+    assert "FAIL  nbdinfo asks for borrowed memory" in done.out
     assert "warn  apt, to build the default image" in done.out
-    assert "  nbdfuse maps borrowed memory: apt install libnbd-bin\n" in done.out
-    assert done.out.endswith("Not ready: 2 of the checks failed, 1 more warn.\n")
+    assert "  nbdinfo asks for borrowed memory: apt install libnbd-bin\n" in done.out
+    assert done.out.endswith("Not ready: 1 of the checks failed, 1 more warn.\n")
     assert vmcoal("doctor", "--for", "lend").code == 0
     findings = msgspec.json.decode(vmcoal("doctor", "-o", "json").out, type=list[Finding])
-    assert {finding.id for finding in findings if finding.level is Level.FAIL} == {"nbdfuse", "fuse-mount"}
+    assert {finding.id for finding in findings if finding.level is Level.FAIL} == {"nbdinfo"}
 
 
 def test_doctor_sums_up() -> None:

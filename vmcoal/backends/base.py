@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from vmcoal.model.engine import Feature
 from vmcoal.model.lease import Lease, MemoryServer
 from vmcoal.model.lease import MemoryRegion as MemoryRegion
 from vmcoal.model.paging import LossPolicy, PagedRegion
@@ -20,7 +21,8 @@ class EngineTraits(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine needs and what it survives; planning compares these, nothing else.
 
     ``largest_granular`` is the size in bytes up to which a granular device can be emptied, ``None`` for any; ``pages``:
-    it is a `PagingEngine`; ``missing`` is the reason why this host cannot run it, or ``None``.
+    it is a `PagingEngine`; ``excludes`` what a machine must not have beside its memory; ``missing`` is the reason why
+    this host cannot run it, or ``None``.
     """
 
     name: str
@@ -28,12 +30,12 @@ class EngineTraits(msgspec.Struct, frozen=True, kw_only=True):
     needs_kvm: bool = False
     needs_userfaultfd: bool = False
     needs_fuse: bool = False
-    pins_memory: bool = False
     survives_lender_loss: bool = False
     survives_lender_restart: bool = False
     same_host_only: bool = False
     largest_granular: int | None = None
     pages: bool = False
+    excludes: tuple[Feature, ...] = ()
     missing: str | None = None
     remedy: str | None = None
 

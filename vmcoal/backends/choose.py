@@ -1,43 +1,58 @@
-"""Which memory engine a VM gets on this host."""
+"""The memory engine of a VM: chosen when its QEMU is started, and kept as long as that one runs."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from vmcoal.backends.base import MemoryEngine
 from vmcoal.backends.fuse import FuseEngine
-from vmcoal.backends.pager import PagerEngine
-from vmcoal.errors import PrerequisiteError, UsageError
+from vmcoal.backends.pager import EXCLUDES, PagerEngine
+from vmcoal.backends.probe import engine_facts
+from vmcoal.errors import VmcoalError
 from vmcoal.holding.client import Holder
 from vmcoal.layout import VmFolders
+from vmcoal.model.engine import EngineChoice, MemoryEngineName
+from vmcoal.model.machine import MachineSpec
+from vmcoal.policy.engine import choose_engine
+
+
+def engine_choice(spec: MachineSpec) -> EngineChoice:
+    """Return the engine that ``spec`` would be booted with on this host now, and why; raises as `choose_engine`."""
+    return choose_engine(spec.memory_engine, engine_facts(spec.qemu), spec, EXCLUDES)
 
 
 async def choose_memory_engine(
-    holder: Holder, folders: VmFolders, qemu: str = "qemu"
-) -> tuple[MemoryEngine, dict[str, str]]:
-    """Return the engine that ``VMCOAL_MEMORY_ENGINE`` names, ``fuse`` (the default) or ``pager``, and what QEMU's
-    environment needs.
+    spec: MachineSpec, holder: Holder, folders: VmFolders, qemu: str = "qemu"
+) -> tuple[MemoryEngine, EngineChoice, dict[str, str]]:
+    """Return the engine of a VM, why it is that one, and what QEMU's environment needs for it.
 
     A QEMU that runs already (the holder's child ``qemu``) keeps the engine that it was started for: without the preload
-    library it would use paged memory as if it were its own. Raises `UsageError` for another name, `PrerequisiteError`
-    if this host cannot run the page engine.
+    library it would use paged memory as if it were its own. Raises `PrerequisiteError` or `ConflictError` where
+    ``spec`` asks for the page engine and it cannot be had.
     """
-    pager = PagerEngine(holder, folders)
     running = next((child for child in await holder.list() if child.id == qemu and child.live), None)
     if running is not None and running.pid:
-        return (pager, pager.environment()) if _preloaded(running.pid) else (FuseEngine(holder, folders), {})
-    wanted = os.environ.get("VMCOAL_MEMORY_ENGINE") or "fuse"
-    if wanted not in ("fuse", "pager"):
-        raise UsageError(f"VMCOAL_MEMORY_ENGINE={wanted} names no memory engine", hint="use fuse or pager")
-    if wanted == "fuse":
-        return FuseEngine(holder, folders), {}
-    if pager.traits.missing:
-        raise PrerequisiteError(
-            f"the page engine cannot run here: {pager.traits.missing}",
-            hint=f"{pager.traits.remedy}; or unset VMCOAL_MEMORY_ENGINE",
-        )
-    return pager, pager.environment()
+        choice = _kept(spec, MemoryEngineName.PAGER if _preloaded(running.pid) else MemoryEngineName.FUSE)
+    else:
+        choice = engine_choice(spec)
+    if choice.name is MemoryEngineName.PAGER:
+        engine = PagerEngine(holder, folders)
+        return engine, choice, engine.environment()
+    return FuseEngine(holder, folders), choice, {}
+
+
+def _kept(spec: MachineSpec, name: MemoryEngineName) -> EngineChoice:
+    """Return the choice of a QEMU that runs with engine ``name``, with today's reason if that still leads to it."""
+    try:
+        choice = engine_choice(spec)
+    except VmcoalError:
+        choice = None
+    if choice is not None and choice.name is name:
+        return choice
+    remedy = (
+        None if name is MemoryEngineName.PAGER else f"for the page engine: vmcoal shutdown, vmcoal boot {spec.name}"
+    )
+    return EngineChoice(name=name, reason="QEMU was started with it", remedy=remedy)
 
 
 def _preloaded(pid: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmcoal.backends.base import EngineTraits
 from vmcoal.errors import ConflictError, PrerequisiteError
 from vmcoal.model.machine import Accel, MachineSpec
+from vmcoal.policy.engine import excluded_features
 
 
 def conflicts(traits: EngineTraits, spec: MachineSpec) -> list[str]:
@@ -14,7 +15,7 @@ def conflicts(traits: EngineTraits, spec: MachineSpec) -> list[str]:
         reasons.append(f"engine {traits.name} needs KVM, and this VM runs with {spec.accel.value.upper()}")
     if not spec.far_nodes:
         reasons.append("this VM was booted without far nodes, so there is nowhere to attach to")
-    return reasons
+    return reasons + excluded_features(traits.excludes, spec)
 
 
 def refuse_conflicts(traits: EngineTraits, spec: MachineSpec) -> None:
@@ -25,6 +26,6 @@ def refuse_conflicts(traits: EngineTraits, spec: MachineSpec) -> None:
     if reasons:
         raise ConflictError(
             "; ".join(reasons),
-            hint="boot it with --far-nodes" if not spec.far_nodes else "choose another engine",
+            hint="boot it with --far-nodes" if not spec.far_nodes else "boot it without that, or choose another engine",
             reasons=reasons,
         )

@@ -20,6 +20,7 @@ from pathlib import Path
 from vmcoal.backends import mounts, nbd
 from vmcoal.backends.base import EngineTraits, MemoryRegion, runtime_file
 from vmcoal.backends.pager_client import PagerStats, RegionStats, order, stats
+from vmcoal.backends.probe import engine_facts, library
 from vmcoal.errors import (
     DeadlineError,
     NotFoundError,
@@ -31,9 +32,11 @@ from vmcoal.errors import (
 from vmcoal.holding.binaries import find_binary
 from vmcoal.holding.client import ChildSpec, Holder, Restart
 from vmcoal.layout import VmFolders, make_private, shm_home
+from vmcoal.model.engine import Feature
 from vmcoal.model.lease import Lease, MemoryServer
 from vmcoal.model.paging import PageCopy, PagedRegion
 from vmcoal.model.units import format_size
+from vmcoal.policy.engine import pager_obstacle
 
 CHILD = "pager"
 FILE = "memory"
@@ -42,9 +45,9 @@ PLACES = 2
 """A region's pages can be in so many places."""
 
 CACHE_MIN = 64 * PAGE
-REMEDY = "as root, or let users have it: sysctl vm.unprivileged_userfaultfd=1, or a udev rule for /dev/userfaultfd"
+EXCLUDES = tuple(Feature)
+"""Whatever else wants to fault, pin, map or drop the guest's pages."""
 
-_KERNEL_MIN = (5, 19)
 _RESTARTS = 1000
 _POLL = 0.01
 
@@ -73,21 +76,23 @@ class PagerEngine:
 
     @cached_property
     def traits(self) -> EngineTraits:
-        """What the engine needs and survives."""
+        """What the engine needs and survives; the first look asks the kernel for a userfaultfd."""
+        obstacle = pager_obstacle(engine_facts())
         return EngineTraits(
             name="pager",
             summary="the bytes are sealed on the lender and are fetched page by page by userfaultfd and NBD",
             needs_userfaultfd=True,
             survives_lender_restart=True,
             pages=True,
-            missing=missing(),
-            remedy=REMEDY,
+            excludes=EXCLUDES,
+            missing=obstacle.reason if obstacle else None,
+            remedy=obstacle.remedy if obstacle else None,
         )
 
     def environment(self) -> dict[str, str]:
         """Return the variables that QEMU needs from its start on; raises `PrerequisiteError` if a part is missing."""
         return {
-            "LD_PRELOAD": str(_library()),
+            "LD_PRELOAD": str(library()),
             "VMCOAL_PAGER": str(self.socket),
             "VMCOAL_PAGER_FILES": str(self._home),
         }
@@ -365,35 +370,16 @@ def default_cache() -> int:
     return min(1 << 30, max(64 << 20, total // 16)) // 4096 * 4096
 
 
-def missing() -> str | None:
-    """Return why this host cannot page memory, or ``None``."""
-    release = os.uname().release.split("-")[0].split(".")
-    if tuple(int(part) for part in release[:2]) < _KERNEL_MIN:
-        return "write protection of shared memory needs Linux 5.19 or newer"
-    if shutil.which("nbdinfo") is None:
-        return "nbdinfo is not installed"
-    try:
-        find_binary("vmcoal-pager")
-        _library()
-    except PrerequisiteError as error:
-        return error.message
-    if os.geteuid() and not os.access("/dev/userfaultfd", os.R_OK | os.W_OK) and not _unprivileged():
-        return "this user may not use userfaultfd"
-    return None
-
-
-def _unprivileged() -> bool:
-    try:
-        return Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() == "1"
-    except OSError:
-        return False
-
-
-def _library() -> Path:
-    path = find_binary("vmcoal-pager").parent / "libvmcoal-qemu.so"
-    if not path.is_file():
-        raise PrerequisiteError(f"{path} is missing", hint="install vmcoal from its wheel")
-    return path
+def _complaint(region: RegionStats) -> str | None:
+    if region.lost:
+        return f"{region.lost} of its pages are lost: what touches them waits; detach it by force, or shut the VM down"
+    away = [store for store in region.stores.values() if not store.links]
+    if away and len(away) == len(region.stores):
+        return f"its lender does not answer, what touches its pages waits: {away[0].why}"
+    if away:
+        return f"one of its lenders does not answer: {away[0].why}"
+    behind = sum(store.behind for store in region.stores.values())
+    return f"{behind} of its pages are on one lender alone, being copied" if behind else None
 
 
 def _paged(region: RegionStats) -> PagedRegion:
@@ -412,18 +398,6 @@ def _paged(region: RegionStats) -> PagedRegion:
             for number, store in sorted(region.stores.items())
         ),
     )
-
-
-def _complaint(region: RegionStats) -> str | None:
-    if region.lost:
-        return f"{region.lost} of its pages are lost: what touches them waits; detach it by force, or shut the VM down"
-    away = [store for store in region.stores.values() if not store.links]
-    if away and len(away) == len(region.stores):
-        return f"its lender does not answer, what touches its pages waits: {away[0].why}"
-    if away:
-        return f"one of its lenders does not answer: {away[0].why}"
-    behind = sum(store.behind for store in region.stores.values())
-    return f"{behind} of its pages are on one lender alone, being copied" if behind else None
 
 
 def _left(end: float) -> float:

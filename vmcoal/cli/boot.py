@@ -21,6 +21,7 @@ from vmcoal.control.wire import Progress
 from vmcoal.controller.api import WaitRequest
 from vmcoal.errors import ConflictError, DeadlineError, DegradedError, PrerequisiteError
 from vmcoal.model.attachment import Plan, Step
+from vmcoal.model.engine import EngineChoice, MemoryEngineName
 from vmcoal.model.machine import DiskBoot, MachineSpec
 from vmcoal.model.status import VmStatus
 from vmcoal.model.units import format_duration, format_size
@@ -67,6 +68,12 @@ _STEPS = 4
     "--accel", type=click.Choice(["auto", "kvm", "tcg"]), help="auto: KVM if a probe guest runs.  [default: auto]"
 )
 @click.option("--qemu", metavar="PROGRAM", help="The QEMU to run.  [default: qemu-system-x86_64]")
+@click.option(
+    "--memory-engine",
+    type=click.Choice([engine.value for engine in MemoryEngineName]),
+    help="What brings borrowed memory: auto is pager where this host can run it, else fuse.  [default: auto]",
+)
+@click.option("--qemu-args", metavar="TEXT", help="Further arguments for QEMU, quoted as for a shell.")
 @click.option("--metrics", metavar="ADDRESS", help="Serve Prometheus metrics on HOST:PORT.")
 @click.option(
     "--wait",
@@ -104,10 +111,11 @@ def boot(
 
         step(1, "check this host")
         preflight()
-        spec = same_machine(name) if exists else new_machine(name, options, defaults, step, dry_run)
+        spec = same_machine(name, options) if exists else new_machine(name, options, defaults, step, dry_run)
+        engine = memory_engine(spec)
         if dry_run:
             shown.close()
-            print_plan(boot_plan(spec), form)
+            print_plan(boot_plan(spec, engine), form)
             return
         folders = layout.vm_folders(name)
         folders.make()
@@ -122,6 +130,8 @@ def boot(
         print_json(status)
         return
     click.echo(ready_line(status))
+    if engine.remedy and spec.far_nodes:
+        note(f"memory is borrowed through {engine.name.value}: {engine.reason}; mend it: vmcoal doctor --for attach")
     note(f"next: vmcoal shell {name}   or, to grow it: vmcoal lend --help, vmcoal attach --help")
 
 
@@ -204,7 +214,15 @@ def _become_controller(spec: MachineSpec, folders: layout.VmFolders) -> None:
     os.execv(sys.executable, [sys.executable, "-P", "-m", "vmcoal.controller", spec.name, "--boot"])  # noqa: S606
 
 
-def boot_plan(spec: MachineSpec) -> Plan:
+def memory_engine(spec: MachineSpec) -> EngineChoice:
+    """Return the engine that ``spec`` gets on this host; raises `PrerequisiteError` or `ConflictError` where the one
+    that was asked for cannot be had."""
+    from vmcoal.backends.choose import engine_choice
+
+    return engine_choice(spec)
+
+
+def boot_plan(spec: MachineSpec, engine: EngineChoice) -> Plan:
     """Return what booting ``spec`` does, with QEMU's exact argv; descriptors of its sockets are numbered from 20."""
     from vmcoal.machine.argv import CHANNELS, qemu_argv
 
@@ -213,18 +231,22 @@ def boot_plan(spec: MachineSpec) -> Plan:
     made: list[Step] = [Step("folders", f"make {folders.state} and {folders.runtime}", "this host")]
     if isinstance(spec.boot, DiskBoot):
         made.append(Step("overlay", f"make the disk layer {folders.overlay} over {spec.boot.image}", "this host"))
-    made.append(Step("qemu", "start QEMU under the VM's holder", "this host", ({"argv": argv},)))
+    preload = ", libvmcoal-qemu.so preloaded" if engine.name is MemoryEngineName.PAGER else ""
+    made.append(Step("qemu", f"start QEMU under the VM's holder{preload}", "this host", ({"argv": argv},)))
     made.append(Step("wait", "wait for the guest's agent", "the guest"))
     headroom = counted(len(spec.far_nodes), "far node")
     if spec.far_nodes:
         far = spec.far_nodes[0]
         distances = ", ".join(str(each.distance) for each in spec.far_nodes)
         headroom += f" of {far.cpus} vCPU slots and {format_size(far.memory)} each, at distances {distances}"
+    less = engine.name is MemoryEngineName.FUSE and engine.remedy is not None
+    warning = (f"memory engine fuse: {engine.reason}; next: {engine.remedy}",) if less and spec.far_nodes else ()
     return Plan(
         "boot",
         f"boot VM {spec.name}: {vcpus(spec.cpus)}, {format_size(spec.memory)}, {headroom}; "
-        f"{spec.accel.value} ({spec.accel_reason})",
+        f"{spec.accel.value} ({spec.accel_reason}); memory engine {engine.name.value} ({engine.reason})",
         tuple(made),
+        warning,
     )
 
 

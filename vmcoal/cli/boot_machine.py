@@ -13,6 +13,7 @@ from vmcoal.cli.config import BootDefaults
 from vmcoal.cli.output import note
 from vmcoal.cli.vm import read_spec
 from vmcoal.errors import ConflictError, PrerequisiteError, UsageError
+from vmcoal.model.engine import MemoryEngineName
 from vmcoal.model.machine import Accel, Disk, DiskBoot, KernelBoot, MachineSpec, Net
 
 Report = Callable[..., None]
@@ -33,9 +34,10 @@ _MACHINE_OPTIONS = (
         "accel",
         "qemu",
     ),
-    *("far_nodes", "far_cpus", "far_memory", "net", "ssh_port", "display", "metrics"),
+    *("far_nodes", "far_cpus", "far_memory", "net", "ssh_port", "display", "metrics", "qemu_args"),
 )
-"""Options that make a machine; a VM that has one is booted again without them."""
+"""Options that make a machine; a VM that has one is booted again without them. The memory engine is none: the guest
+does not see it."""
 
 _ASKED_FOR = "asked for"
 _CHOOSE = "choose image and machine"
@@ -52,9 +54,11 @@ def refuse_changes(name: str, options: dict[str, Any]) -> None:
         )
 
 
-def same_machine(name: str) -> MachineSpec:
+def same_machine(name: str, options: dict[str, Any]) -> MachineSpec:
     """Return the spec of a VM that is off, with what this host can do now."""
     spec = read_spec(name)
+    if options["memory_engine"]:
+        spec = msgspec.structs.replace(spec, memory_engine=MemoryEngineName(options["memory_engine"]))
     # what this host can do may have changed since, and the port may be taken by now
     accel, reason, _ = choose_accel("auto", spec.qemu)
     if spec.accel is not accel and not (spec.accel is Accel.TCG and spec.accel_reason == _ASKED_FOR):
@@ -104,6 +108,8 @@ def new_machine(name: str, options: dict[str, Any], defaults: BootDefaults, step
         net=net,
         display=chosen("display", defaults.display),
         metrics=options["metrics"],
+        memory_engine=MemoryEngineName(chosen("memory_engine", defaults.memory_engine)),
+        qemu_args=parse_qemu_args(options["qemu_args"] or ""),
     )
 
 
@@ -169,6 +175,16 @@ def default_source(name: str, step: Report, dry_run: bool) -> KernelBoot:
         found = ensure_default_image(lambda text, fraction: step(2, _CHOOSE, fraction, text))
     append = f"{found.append} hostname={name}"
     return KernelBoot(str(found.kernel), str(found.initrd), append, found.release)
+
+
+def parse_qemu_args(text: str) -> list[str]:
+    """Return the arguments in ``text``, quoted as for a shell; raises `UsageError`. `make_spec` checks them."""
+    import shlex
+
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"--qemu-args: {error}", hint="quote it as for a shell") from error
 
 
 def parse_net(text: str) -> Net:

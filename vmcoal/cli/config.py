@@ -13,6 +13,7 @@ import msgspec
 
 from vmcoal import layout
 from vmcoal.errors import UsageError, VmcoalError
+from vmcoal.model.engine import MemoryEngineName
 from vmcoal.model.machine import Engine
 from vmcoal.model.units import parse_duration, parse_size
 
@@ -29,6 +30,7 @@ class BootDefaults(msgspec.Struct, frozen=True, kw_only=True):
     display: str = "none"
     firmware: str = "bios"
     accel: str = "auto"
+    memory_engine: str = "auto"
     deadline: str = "5m"
 
     @property
@@ -86,6 +88,7 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {"boot": BootDefaults, "lend": Lend
 _CHOICES = {
     "boot.accel": ("auto", "kvm", "tcg"),
     "boot.firmware": ("bios", "uefi"),
+    "boot.memory_engine": tuple(engine.value for engine in MemoryEngineName),
     "attach.engine": tuple(engine.value for engine in Engine),
 }
 _COUNTS = {"boot.cpus": 1, "boot.far_nodes": 0, "boot.far_cpus": 0, "lend.cpus": 0}

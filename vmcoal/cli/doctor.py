@@ -86,6 +86,25 @@ def _uefi(host: Host) -> Seen:
         return Seen(False, error.message, error.hint)
 
 
+def _memory_engine(host: Host) -> Seen:
+    """Which engine borrowed memory will come through: the page engine, or the one that it falls back to, and why."""
+    from vmcoal.backends.nbd import missing_client
+    from vmcoal.backends.probe import engine_facts
+    from vmcoal.policy.engine import FEATURE_POISON, pager_obstacle
+
+    facts = engine_facts(QEMU if host.which(QEMU) else None)
+    obstacle = pager_obstacle(facts)
+    if obstacle is None:
+        poison = (
+            "" if facts.faults.features & FEATURE_POISON else "; a lost page can only stall: poison needs Linux 6.6"
+        )
+        return Seen(True, f"pager: faults are taken through {facts.faults.by}{poison}")
+    missing = missing_client()
+    if missing:
+        return Seen(False, f"none: not pager, {obstacle.reason}; not fuse, {missing}", obstacle.remedy, True)
+    return Seen(False, f"fuse, several times slower, because {obstacle.reason}", obstacle.remedy)
+
+
 QEMU_CHECKS = (
     Check(
         "acceleration",
@@ -94,6 +113,14 @@ QEMU_CHECKS = (
         "use a host whose KVM works",
         False,
         frozenset({Duty.BOOT}),
+    ),
+    Check(
+        "memory-engine",
+        "the engine of borrowed memory",
+        _memory_engine,
+        "vmcoal doctor --for attach",
+        False,
+        frozenset({Duty.ATTACH}),
     ),
     Check("uefi", "UEFI firmware, for --firmware uefi", _uefi, "apt install ovmf", False, frozenset({Duty.BOOT})),
 )

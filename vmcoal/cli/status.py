@@ -133,6 +133,7 @@ def vm_text(status: VmStatus) -> str:
         ("Acceleration", f"{status.accel.value}{reason}"),
         ("Near node", f"{vcpus(status.cpus)}, {format_size(status.memory)}"),
         ("Far vCPUs", f"{status.cpu_mode.value}: {_CPU_MODES[status.cpu_mode.value]}"),
+        ("Far memory", _engine(status)),
         ("Agent", status.agent if status.state not in ("stopped", "failed") else None),
         ("QEMU", status.qemu_version),
         ("Processes", _processes(status)),
@@ -163,6 +164,11 @@ _CPU_MODES = {
     "plug-park": "plugged at attach, parked (offline) at detach",
     "parked": "present from boot, parked (offline) until attached",
 }
+
+
+def _engine(status: VmStatus) -> str | None:
+    engine = status.memory_engine
+    return None if engine is None else f"{engine.name.value}: {engine.reason}"
 
 
 def _processes(status: VmStatus) -> str | None:

@@ -64,7 +64,7 @@ async def assemble(
     """Put the parts of a VM together; nothing is started."""
     journal = Journal(folders.journal)
     book = LoanBook(journal)
-    engine, environment = await choose_memory_engine(holder, folders, QEMU)
+    engine, choice, environment = await choose_memory_engine(spec, holder, folders, QEMU)
     return Vm(
         spec=spec,
         folders=folders,
@@ -75,6 +75,7 @@ async def assemble(
         engine=engine,
         keeper=Keeper(spec.name, book, relink=relink, revoked=revoked, changed=changed),
         metrics=ControllerMetrics(spec.name),
+        engine_choice=choice,
     )
 
 

@@ -54,6 +54,7 @@ async def vm_status(vm: Vm, *, controller_pid: int) -> VmStatus:
         holder_pid=vm.holder.pid,
         ssh_port=vm.spec.net.ssh_port,
         metrics=vm.spec.metrics,
+        memory_engine=vm.engine_choice if vm.spec.far_nodes else None,
         uptime=info.uptime if info else None,
         degraded=tuple(degraded),
         nodes=_nodes(vm, plugged, guest),

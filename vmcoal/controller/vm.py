@@ -19,6 +19,7 @@ from vmcoal.holding.client import Holder
 from vmcoal.layout import VmFolders
 from vmcoal.machine.seam import Launcher, Monitor
 from vmcoal.metrics.controller import ControllerMetrics
+from vmcoal.model.engine import EngineChoice
 from vmcoal.model.guest import CpuName
 from vmcoal.model.machine import MachineSpec
 
@@ -48,6 +49,7 @@ class Vm:
     metrics: ControllerMetrics
     monitor: Monitor | None = None
     agent: Agent | None = None
+    engine_choice: EngineChoice | None = None
     state: str = "starting"
     operation: str | None = None
     granted: dict[str, tuple[str, int]] = field(default_factory=dict)

@@ -56,6 +56,7 @@ def qemu_argv(spec: MachineSpec, folders: VmFolders, fds: Mapping[str, int]) -> 
         *_display(spec),
         *_memory_ports(spec),
         *_expanders(spec),
+        *spec.qemu_args,
     ]
 
 

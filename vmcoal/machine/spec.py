@@ -15,6 +15,7 @@ import msgspec
 from vmcoal.errors import NotFoundError, PrerequisiteError, UsageError
 from vmcoal.layout import check_name
 from vmcoal.machine.firmware import find_uefi
+from vmcoal.model.engine import MemoryEngineName
 from vmcoal.model.machine import Accel, CpuMode, Disk, DiskBoot, FarNode, KernelBoot, MachineSpec, Net
 from vmcoal.model.units import GIB, MIB, format_size
 from vmcoal.policy.distance import FARTHEST, LOCAL, default_tiers
@@ -51,6 +52,7 @@ _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _CPU_MODEL = re.compile(r"[A-Za-z0-9_.,+=-]{1,256}")
 _DISPLAY = re.compile(r"none|gtk|sdl|vnc=\S+|spice=\S+")
 _RELEASE = re.compile(r"(\d+)\.(\d+)")
+_NOT_FOR_USERS = frozenset({"daemonize", "S", "incoming", "preconfig", "runas", "chroot", "run-with", "pidfile"})
 
 
 def bus_spacing(far_nodes: int) -> int:
@@ -126,13 +128,16 @@ def make_spec(
     net: Net | None = None,
     display: str = "none",
     metrics: str | None = None,
+    memory_engine: MemoryEngineName = MemoryEngineName.AUTO,
+    qemu_args: Sequence[str] = (),
     identity: str | None = None,
 ) -> MachineSpec:
     """Return the spec of a new machine.
 
     ``memory`` and ``far_memory`` (headroom of each far node) in bytes; ``far_cpus`` vCPU slots and ``ports`` PCI root
     ports (by default `PORTS`) of each far node; ``distances`` of the far nodes, nearest first, by default the tiers of
-    `vmcoal.policy.distance`; ``cpu_model`` by default ``host`` under KVM and ``max`` under TCG; ``identity`` a UUID, by
+    `vmcoal.policy.distance`; ``qemu_args`` the user's own arguments for QEMU; ``cpu_model`` by default ``host`` under
+    KVM and ``max`` under TCG; ``identity`` a UUID, by
     default a new one. File names become absolute, a kernel's release is read from it where not given, and UEFI firmware
     is looked up.
 
@@ -149,6 +154,7 @@ def make_spec(
     net = net or Net()
     _check_net(net)
     _check_text(cpu_model, display)
+    _check_qemu_args(qemu_args)
     if len(disks) > MAX_DISKS:
         raise UsageError(f"{len(disks)} extra disks are more than the {MAX_DISKS} that fit", hint="use fewer --disk")
     boot = _resolve_boot(boot)
@@ -173,6 +179,8 @@ def make_spec(
         net=net,
         display=display,
         metrics=metrics,
+        memory_engine=memory_engine,
+        qemu_args=tuple(qemu_args),
     )
     _check_apic_ids(spec)
     _check_address_space(spec)
@@ -248,6 +256,20 @@ def _check_text(cpu_model: str | None, display: str) -> None:
         raise UsageError(
             f"{display!r} is not a display", hint="use none, gtk, sdl, vnc=127.0.0.1:1 or spice=port=5900,…"
         )
+
+
+def _check_qemu_args(arguments: Sequence[str]) -> None:
+    """Check that the user's arguments are options, and leave QEMU a child of its holder that begins to run."""
+    if arguments and not arguments[0].startswith("-"):
+        raise UsageError(
+            f"{arguments[0]!r} is no option of QEMU", hint="write them as --qemu-args '-device virtio-balloon'"
+        )
+    for argument in arguments:
+        if argument.lstrip("-") in _NOT_FOR_USERS and argument.startswith("-"):
+            raise UsageError(
+                f"{argument} in --qemu-args takes QEMU out of vmcoal's hands",
+                hint="leave it away; vmcoal does its part",
+            )
 
 
 def _existing(path: str, what: str) -> str:

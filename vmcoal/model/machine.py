@@ -6,6 +6,8 @@ import enum
 
 import msgspec
 
+from vmcoal.model.engine import MemoryEngineName
+
 
 class Accel(enum.StrEnum):
     """What runs the guest's vCPUs."""
@@ -98,7 +100,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     ``memory`` bytes of node 0; ``dimm_slots`` hotplug slots; ``accel_reason`` why this acceleration was chosen, for
     people; ``display`` QEMU's ``-display``/``-vnc``/``-spice`` choice (``none``, ``vnc=127.0.0.1:1``, ``gtk``,
     ``spice=…``); ``ssh_key`` public key (OpenSSH, one line) that a directly booted guest is given through fw_cfg;
-    ``metrics`` address of the Prometheus endpoint, or ``None``; ``version`` of this structure.
+    ``metrics`` address of the Prometheus endpoint, or ``None``; ``memory_engine`` what was asked for; ``qemu_args`` the
+    user's own arguments, after vmcoal's; ``version`` of this structure.
     """
 
     version: int = 1
@@ -119,6 +122,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     display: str = "none"
     ssh_key: str | None = None
     metrics: str | None = None
+    memory_engine: MemoryEngineName = MemoryEngineName.AUTO
+    qemu_args: tuple[str, ...] = ()
 
     def far_node(self, node: int) -> FarNode:
         """Return far node ``node``; raises `KeyError`."""

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from vmcoal.model.attachment import Attachment
+from vmcoal.model.engine import EngineChoice
 from vmcoal.model.machine import Accel, CpuMode
 
 
@@ -43,6 +44,7 @@ class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
     holder_pid: int | None = None
     ssh_port: int | None = None
     metrics: str | None = None
+    memory_engine: EngineChoice | None = None
     uptime: float | None = None
     degraded: tuple[str, ...] = ()
     nodes: tuple[NodeStatus, ...] = ()
