@@ -7,27 +7,32 @@ from pathlib import Path
 
 import pytest
 
-from framework.path import Scene, kill, scene, until
+from framework.path import Scene, kill, needs_pager, scene, until
 
 pytestmark = [pytest.mark.contract, pytest.mark.timeout(120)]
 
 BOOT_SECTOR = b"\xfa\xf4\xeb\xfd".ljust(510, b"\0") + b"\x55\xaa"
 
 
-@pytest.fixture
+@pytest.fixture(params=["pager", "fuse"])
 def plugged(request: pytest.FixtureRequest) -> Iterator[tuple[Scene, str]]:
-    """A VM whose guest does nothing, with a DIMM of 128 MiB; its lease."""
+    """A VM whose guest does nothing, with a DIMM of 128 MiB, with each engine; its lease."""
+    if request.param == "pager":
+        needs_pager()
     with scene(request) as made:
         made.lend("attic", cpus=1, memory="256M")
         image = made.home / "still.raw"
         image.write_bytes(BOOT_SECTOR.ljust(1 << 20, b"\0"))
-        made.boot("still", "--image", str(image), "--no-seed", "--wait", "qemu")
+        options = ("--image", str(image), "--no-seed", "--wait", "qemu", "--memory-engine", request.param)
+        made.boot("still", *options)
         yield made, made.attach("--memory", "128M").attachment.memory[0].lease
 
 
 def all_given_back(made: Scene) -> None:
     until(lambda: made.lender("attic").leases == (), "the lease being given back")
-    until(lambda: not made.pids(" still ") and not made.pids("nbdfuse"), "the end of its processes")
+    until(
+        lambda: not made.pids(" still ") and not made.pids("nbdfuse") + made.pids("pager"), "the end of its processes"
+    )
     assert not [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f"{made.home}/r" in line]
     assert list(made.shm.iterdir()) == []
     assert made.open_operations() == []
@@ -60,6 +65,7 @@ def test_the_holder_and_the_controller_are_killed(plugged: tuple[Scene, str]) ->
     made.run("delete", "still", "--yes")
 
 
+@pytest.mark.parametrize("plugged", ["fuse"], indirect=True)
 @pytest.mark.parametrize("program", ["nbdfuse", "nbdkit"])
 def test_a_data_plane_process_is_killed(plugged: tuple[Scene, str], program: str) -> None:
     made, lease = plugged
@@ -68,5 +74,17 @@ def test_a_data_plane_process_is_killed(plugged: tuple[Scene, str], program: str
     (line,) = until(lambda: made.status().degraded, "the VM being degraded")
     assert "its memory is lost; next: vmcoal shutdown still --force" in line
     assert made.status().state == "running"
+    made.run("shutdown", "still", "--force")
+    all_given_back(made)
+
+
+@pytest.mark.parametrize("plugged", ["pager"], indirect=True)
+def test_the_pager_is_killed(plugged: tuple[Scene, str]) -> None:
+    made, _ = plugged
+    for _ in range(3):
+        before = made.pid("vmcoal-pager")
+        kill(before)
+        until(lambda: made.pids("vmcoal-pager") not in ([], [before]), "another pager")  # noqa: B023
+        until(lambda: not made.status().degraded, "all being well")
     made.run("shutdown", "still", "--force")
     all_given_back(made)

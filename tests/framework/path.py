@@ -37,14 +37,18 @@ import pytest
 from framework import evidence
 from framework.command import Done
 from framework.leaks import Surroundings
+from vmcoal.backends.probe import engine_facts
 from vmcoal.controller.api import AttachResult, DetachResult
 from vmcoal.errors import VmcoalError
 from vmcoal.holding.binaries import find_binary
 from vmcoal.layout import LenderFolders, VmFolders
 from vmcoal.lending.api import LenderStatus
 from vmcoal.model.status import VmStatus
+from vmcoal.policy.engine import pager_obstacle
 
 T = TypeVar("T")
+
+_ZEROS = bytes(4096)
 
 PATIENCE = 150.0
 """Seconds that a command may take before the test gives up: a boot on two busy cores without KVM."""
@@ -178,8 +182,13 @@ class Scene:
             return [op for (op,) in rows]
 
     def region(self, lease: str) -> Path:
-        """Return the file on this host that stands for the bytes of ``lease``."""
+        """Return the file of the FUSE engine on this host that stands for the bytes of ``lease``."""
         return self.folders.mount(lease) / "memory"
+
+    def lent_pages(self, lease: str) -> list[bytes]:
+        """Return the pages that the lender has of ``lease`` and that are not zeros."""
+        lent = self.lent_file(lease).read_bytes()
+        return [page for at in range(0, len(lent), 4096) if (page := lent[at : at + 4096]) != _ZEROS]
 
     # Processes
 
@@ -204,6 +213,13 @@ class Scene:
     def lender_pid(self, name: str) -> int:
         """Return the process of lender ``name``."""
         return self.pid("vmcoal.lending", f" {name} ")
+
+
+def needs_pager() -> None:
+    """Skip what needs the page engine where this host cannot run it."""
+    obstacle = pager_obstacle(engine_facts())
+    if obstacle is not None:
+        pytest.skip(f"the page engine cannot run here: {obstacle.reason}; {obstacle.remedy}")
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import select
 import signal
 import subprocess
 import time
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from framework.path import Scene, kill, scene, until
+from framework.path import Scene, kill, needs_pager, scene, until
 from vmcoal.model.lease import LeaseState
 from vmcoal.model.units import MIB
 
@@ -57,12 +57,18 @@ class Holding:
     def answer(self) -> int:
         return int(self._line())
 
+    def answers(self) -> bool:
+        """Return whether there is an answer now."""
+        assert self._process.stdout
+        return bool(select.select([self._process.stdout], [], [], 0)[0])
+
     def end(self) -> None:
         self._process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
 def shed(request: pytest.FixtureRequest) -> Iterator[Scene]:
+    needs_pager()
     with scene(request) as made:
         made.lend("attic")
         made.boot("web")
@@ -71,8 +77,8 @@ def shed(request: pytest.FixtureRequest) -> Iterator[Scene]:
 
 @pytest.fixture
 def attached(shed: Scene) -> Iterator[tuple[Scene, str, int]]:
-    """The VM with 256 MiB attached; its lease and node. Detached afterwards, with nothing left."""
-    result = shed.attach("--memory", "256M")
+    """The VM with 256 MiB attached, most of them away; its lease and node. Detached afterwards, with nothing left."""
+    result = shed.attach("--memory", "256M", "--cache", "16M")
     yield shed, result.attachment.memory[0].lease, result.attachment.node
     if shed.status().attachments:
         shed.detach()
@@ -84,13 +90,6 @@ def settled(shed: Scene) -> None:
     assert shed.lender("attic").leases == ()
     assert list(shed.shm.iterdir()) == []
     assert shed.open_operations() == []
-
-
-def same_bytes(shed: Scene, lease: str) -> bool:
-    """Write back what the guest wrote, and return whether the lender has it all."""
-    with shed.region(lease).open("rb") as region:
-        os.fsync(region.fileno())
-        return region.read() == shed.lent_file(lease).read_bytes()
 
 
 def step_reached(process: subprocess.Popen[bytes], word: bytes) -> None:
@@ -182,7 +181,6 @@ def test_a_memory_server_killed_while_its_memory_is_in_use(attached: tuple[Scene
     until(lambda: shed.pids("nbdkit", f"exportname={lease}"), "a new server")
     assert shed.pids("nbdkit", f"exportname={lease}") != [server]
     assert program.wrong_pages() == 0
-    assert same_bytes(shed, lease)
     program.end()
     assert shed.status().degraded == ()
 
@@ -195,7 +193,6 @@ def test_the_lenders_holder_killed_while_its_memory_is_in_use(attached: tuple[Sc
     until(lambda: shed.lender("attic").holder_pid != before, "a new holder")
     until(lambda: shed.pids("nbdkit", f"exportname={lease}"), "a new server")
     assert program.wrong_pages() == 0
-    assert same_bytes(shed, lease)
     program.end()
     assert shed.lender("attic").degraded == ()
 
@@ -203,7 +200,7 @@ def test_the_lenders_holder_killed_while_its_memory_is_in_use(attached: tuple[Sc
 def test_a_memory_server_that_hangs_stalls_the_guest_but_not_qemu(attached: tuple[Scene, str, int]) -> None:
     shed, lease, node = attached
     server, lender = shed.pid("nbdkit", f"exportname={lease}"), shed.lender_pid("attic")
-    fresh = ("numactl", f"--membind={node}", "python3", "-c", "b'x' * (64 << 20)")
+    program = Holding(shed, node, 64)
 
     def degraded() -> list[str]:
         return [line for line in shed.status().degraded if "lender attic has been unreachable" in line]
@@ -211,20 +208,19 @@ def test_a_memory_server_that_hangs_stalls_the_guest_but_not_qemu(attached: tupl
     kill(lender, signal.SIGSTOP)
     kill(server, signal.SIGSTOP)
     try:
-        # pages that nobody has touched yet are fetched from the lender
-        stalled = shed.spawn("exec", shed.vm, "--", *fresh)
+        program.ask()
         (told,) = until(degraded, "the VM being degraded", 40)
         assert "bring it back, or end the VM: vmcoal shutdown web --force" in told
         status = shed.status()
         # the state comes from query-status, which has 2 s to answer
         assert status.state == "running"
         assert not [line for line in status.degraded if "QEMU does not answer" in line]
-        assert stalled.poll() is None
+        assert not program.answers()
     finally:
         kill(server, signal.SIGCONT)
         kill(lender, signal.SIGCONT)
-    _, err = stalled.communicate(timeout=60)
-    assert stalled.returncode == 0, err
+    assert program.answer() == 0
+    program.end()
     until(lambda: not shed.status().degraded, "all being well", 40)
 
 

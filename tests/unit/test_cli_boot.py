@@ -269,10 +269,9 @@ def test_the_memory_engine_of_a_vm_can_change(started: Started, kernel: str, mon
     assert started.spec.memory_engine is MemoryEngineName.AUTO
     assert started.spec.qemu_args == ("-device", "virtio-balloon-pci,id=a b")
     assert "memory is borrowed through fuse: no userfaultfd; mend it: vmcoal doctor --for attach" in done.err
+    started.fakes.pop().__exit__(None, None, None)
     assert vmcoal("boot", "web", "--memory-engine", "fuse").code == 0
     assert started.spec.memory_engine is MemoryEngineName.FUSE
-    plan = vmcoal("boot", "web", "--dry-run").out
-    assert "memory engine fuse (no userfaultfd)" in plan
 
 
 @pytest.mark.parametrize(

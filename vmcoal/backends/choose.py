@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from vmcoal.backends.base import MemoryEngine
@@ -39,6 +40,17 @@ async def choose_memory_engine(
         engine = PagerEngine(holder, folders)
         return engine, choice, engine.environment()
     return FuseEngine(holder, folders), choice, {}
+
+
+async def sweep(holder: Holder, folders: VmFolders) -> None:
+    """Take away what either engine left of regions that nobody knows any more; QEMU must have ended. What cannot be
+    taken away is tried again at the VM's next boot."""
+    pager, fuse = PagerEngine(holder, folders), FuseEngine(holder, folders)
+    left: list[tuple[MemoryEngine, str]] = [(fuse, link.stem) for link in folders.runtime.glob("*.link")]
+    left += [(pager, region) for region in pager.leftovers()]
+    for engine, region in left:
+        with contextlib.suppress(VmcoalError):
+            await engine.remove(region, mapped_by=None, deadline=30.0)
 
 
 def _kept(spec: MachineSpec, name: MemoryEngineName) -> EngineChoice:

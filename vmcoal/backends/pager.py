@@ -176,6 +176,10 @@ class PagerEngine:
             await mounts.wait_unmapped(mapped_by, self._folder(lease), deadline=deadline)
         await self._clear(lease, max(5.0, end - time.monotonic()))
 
+    def leftovers(self) -> list[str]:
+        """Return the regions that there are files of, whether or not a pager has them."""
+        return sorted(path.name for path in self._home.iterdir()) if self._home.is_dir() else []
+
     async def health(self, lease: str) -> str | None:
         """Return what is wrong with the region of ``lease``, or ``None``."""
         if not await self._runs():

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from vmcoal.backends.choose import choose_memory_engine
+from vmcoal.backends.choose import choose_memory_engine, sweep
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
 from vmcoal.controller.detach import give_back
 from vmcoal.controller.journal import Journal
@@ -134,9 +134,7 @@ async def clean_up(vm: Vm) -> list[str]:
             log.warning("lease %s: %s", loan.id, error)
             vm.book.drop(loan.id)
         released.append(loan.id)
-    for link in vm.folders.runtime.glob("*.link"):  # of leases that nobody knows any more
-        with contextlib.suppress(VmcoalError):
-            await vm.engine.remove(link.stem, mapped_by=None, deadline=30.0)
+    await sweep(vm.holder, vm.folders)
     for operation in vm.journal.open_operations():
         vm.journal.end(operation.op, "failed")
     await vm.keeper.close()
