@@ -1286,10 +1286,11 @@ class Port(Source):
     for the next change only (EPOLLET), which the driver signals when the host comes back.
     """
 
-    def __init__(self, agent: Agent, path: str | None, sysfs: str) -> None:
+    def __init__(self, agent: Agent, path: str | None, sysfs: str, name: str) -> None:
         self.agent = agent
         self.path = path
         self.sysfs = sysfs
+        self.name = name
         self.idle = False
         self.retry_at = 0.0
         self.delay = 0.05
@@ -1299,18 +1300,18 @@ class Port(Source):
         """Return the device of the port; makes its node where no udev does."""
         if self.path:
             return self.path
-        usual = f"/dev/virtio-ports/{PORT_NAME}"
+        usual = f"/dev/virtio-ports/{self.name}"
         if os.path.exists(usual):
             return usual
         folder = self.sysfs + "/class/virtio-ports"
-        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-            if read(f"{folder}/{name}/name") == PORT_NAME:
-                node = f"/dev/{name}"
+        for port in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+            if read(f"{folder}/{port}/name") == self.name:
+                node = f"/dev/{port}"
                 if not os.path.exists(node):
-                    major, _, minor = (read(f"{folder}/{name}/dev") or "").partition(":")
+                    major, _, minor = (read(f"{folder}/{port}/dev") or "").partition(":")
                     os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(int(major), int(minor)))
                 return node
-        raise FileNotFoundError(errno.ENOENT, "no such virtio-serial port", PORT_NAME)
+        raise FileNotFoundError(errno.ENOENT, "no such virtio-serial port", self.name)
 
     def open(self) -> None:
         """Open the port, or try again later."""
@@ -1403,7 +1404,7 @@ def make_raw(fd: int) -> None:
 class Agent:
     """The loop: one port, one session, its workers and commands."""
 
-    def __init__(self, system: System, port: str | None) -> None:
+    def __init__(self, system: System, port: str | None, name: str = PORT_NAME) -> None:
         self.system = system
         self.running = True
         self.session: str | None = None
@@ -1416,7 +1417,7 @@ class Agent:
         self.epoll = select.epoll()
         self.sources: list[Source] = []
         self.sources.append(Wakeup(self))
-        self.port = Port(self, port, system.sysfs)
+        self.port = Port(self, port, system.sysfs, name)
 
     # -- sending
 
@@ -1653,20 +1654,23 @@ class Agent:
 def main() -> None:
     """Start the agent."""
     options: dict[str, Any] = {"port": None, "sysfs": "/sys", "procfs": "/proc", "poweroff": None}
+    name = PORT_NAME
     if len(sys.argv) > 1:
         import argparse
 
         parser = argparse.ArgumentParser(prog="vmcoal-agent", description=(__doc__ or "").partition("\n")[0])
         parser.add_argument("--version", action="version", version=VERSION)
+        parser.add_argument("--name", default=PORT_NAME, help="name of its virtio-serial port")
         # For tests: what stands in for the port (a terminal, or unix:PATH), for /sys, /proc and the way to power off.
         for name, default in options.items():
             parser.add_argument(f"--{name}", default=default, help=argparse.SUPPRESS)
         options = vars(parser.parse_args())
+        name = options["name"]
     try:
         write("/proc/self/oom_score_adj", "-900")
     except OSError:
         pass
-    agent = Agent(System(options["sysfs"], options["procfs"], options["poweroff"]), options["port"])
+    agent = Agent(System(options["sysfs"], options["procfs"], options["poweroff"]), options["port"], name)
     gc.freeze()  # a collection in a forked worker would copy every page that it looks at
     log(f"version {VERSION} is running")
     agent.run()

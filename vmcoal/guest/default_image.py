@@ -47,7 +47,8 @@ Memory that is plugged comes online movable by itself, so it can leave again and
 the movable part of node 0 keeps the kernel's own share free of what could live in far memory.
 """
 
-_LOADER = "ld-linux-x86-64.so.2"
+LOADER = "ld-linux-x86-64.so.2"
+"""The dynamic loader."""
 
 # In the closure only for the sake of maintainer scripts, which never run here.
 _NOT_NEEDED = (
@@ -155,7 +156,7 @@ def build(files: dict[str, Path], out: Path, agent: Path, init: Path, *, progres
             )
         progress("collecting libraries", 0.62)
         copy_libraries(root, pool)
-        _busybox_links(root, release)
+        busybox_links(root, release)
         progress("compiling Python's library", 0.65)
         _own_files(root, agent, init)
         _compile_python(root)
@@ -193,7 +194,7 @@ def _lay_out(root: Path) -> None:
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / name).symlink_to(f"usr/{name}")
     (root / "var/run").symlink_to("../run")
-    (root / "usr/lib64" / _LOADER).symlink_to(f"../lib/x86_64-linux-gnu/{_LOADER}")
+    (root / "usr/lib64" / LOADER).symlink_to(f"../lib/x86_64-linux-gnu/{LOADER}")
 
 
 def inside(name: str) -> PurePosixPath | None:
@@ -215,10 +216,10 @@ def _take_files(package: str, deb: Path, root: Path, pool: Path) -> None:
         target = pool / path.name if _is_library(path) else root / path
         if not (_is_library(path) or _is_wanted(package, path)):
             continue
-        if path.name == _LOADER:
+        if path.name == LOADER:
             if info.issym():
                 continue
-            target = root / "usr/lib/x86_64-linux-gnu" / _LOADER
+            target = root / "usr/lib/x86_64-linux-gnu" / LOADER
         target.parent.mkdir(parents=True, exist_ok=True)
         if info.issym():
             target.unlink(missing_ok=True)
@@ -289,7 +290,7 @@ def _take_kernel(deb: Path, root: Path, out: Path) -> str:
     return release
 
 
-def _busybox_links(root: Path, release: str) -> None:
+def busybox_links(root: Path, release: str) -> None:
     """Link busybox under the names of its programs, where no real one is, and let it index the modules."""
     busybox = root / "usr/bin/busybox"
     if not busybox.is_file():
@@ -345,7 +346,7 @@ def _compile_python(root: Path) -> None:
     if not interpreters:
         raise ExecutionError("the distribution's python3-minimal holds no python3")
     libraries = root / "usr/lib/x86_64-linux-gnu"
-    python = [str(libraries / _LOADER), "--library-path", str(libraries), str(interpreters[-1])]
+    python = [str(libraries / LOADER), "--library-path", str(libraries), str(interpreters[-1])]
     link = root / "usr/bin/python3"
     link.unlink(missing_ok=True)
     link.symlink_to(interpreters[-1].name)

@@ -85,24 +85,31 @@ def default_boot(image: Image) -> DefaultImage:
     return DefaultImage(image.path("kernel"), image.path("initrd"), image.release, image.append, image.digest)
 
 
-def build_default(progress: Progress = quiet, *, cache: Path | None = None, refresh: bool = True) -> Image:
+def build_default(
+    progress: Progress = quiet, *, cache: Path | None = None, refresh: bool = True, suite: str | None = None
+) -> Image:
     """Build the default image from the distribution's packages as they are now, or return it if it is built already.
 
     Without ``refresh``, any cached image of the same recipe (this vmcoal's builder, agent and init files) is returned
-    at once.
+    at once. ``suite``: a Debian's codename, whose packages are taken instead of those of the host's own sources; the
+    image is then of the kind ``default-SUITE``, which no VM boots by default.
     """
     store = Store(cache)
     recipe = _default_recipe()
-    if not refresh and (image := store.find("default", recipe=recipe)) is not None:
+    kind = "default" if suite is None else f"default-{suite}"
+    if not refresh and (image := store.find(kind, recipe=recipe)) is not None:
         return image
-    with store.building("default", deadline=_BUILD_DEADLINE, progress=progress, space=_DEFAULT_SPACE) as work:
-        if not refresh and (image := store.find("default", recipe=recipe)) is not None:
+    with store.building(kind, deadline=_BUILD_DEADLINE, progress=progress, space=_DEFAULT_SPACE) as work:
+        if not refresh and (image := store.find(kind, recipe=recipe)) is not None:
             return image
         apt = Apt(work / "apt", store.packages)
+        if suite is not None:
+            lines = debian_disk.sources(suite, apt.mirrors())
+            apt = Apt(work / "suite-apt", store.packages / kind, sources=lines)
         wanted = default_image.wanted_packages(apt.resolve(default_image.WANTED, progress=progress))
         versions = {package.name: package.version for package in wanted}
         digest = digest_of([recipe, *(f"{name}={version}" for name, version in sorted(versions.items()))])
-        if (image := store.find("default", digest=digest)) is not None:
+        if (image := store.find(kind, digest=digest)) is not None:
             return image
         files = apt.fetch(wanted, progress=progress)
         tree = work / "image"
@@ -110,7 +117,7 @@ def build_default(progress: Progress = quiet, *, cache: Path | None = None, refr
         release, system = default_image.build(files, tree, agent_source(), guest_files() / "init", progress=progress)
         image = store.publish(
             Image(
-                kind="default",
+                kind=kind,
                 digest=digest,
                 recipe=recipe,
                 release=release,
@@ -122,8 +129,8 @@ def build_default(progress: Progress = quiet, *, cache: Path | None = None, refr
             tree,
         )
         # Every new agent makes a new image, and an old one is made again in seconds.
-        store.trim("default", keep=_DEFAULT_KEPT)
-        for old in set(store.packages.glob("*.deb")) - set(files.values()):
+        store.trim(kind, keep=_DEFAULT_KEPT)
+        for old in set(apt.archives.glob("*.deb")) - set(files.values()):
             old.unlink(missing_ok=True)
         return image
 

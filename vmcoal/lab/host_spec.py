@@ -4,6 +4,7 @@ Decisions that are not obvious from the line itself:
 
 - ``-cpu max`` under TCG is an AMD processor with SVM and nested paging, so the host's own KVM is real; without
   five-level page tables, which make each walk of an emulated one longer.
+- A host that reboots or panics ends: what it had was in its memory.
 - Both disks are read-only and shared by all hosts; what a host writes is in its own memory.
 - The control channel is virtio-serial: `CHANNELS` ports, each with an agent of its own, so that as many clients can
   work in a host at once, and none of them uses the network under test.
@@ -80,7 +81,7 @@ def host_argv(spec: HostSpec, fds: Mapping[str, int], network: Sequence[str] = (
     accel = f"tcg,thread=multi,tb-size={_TRANSLATIONS}" if spec.accel is Accel.TCG else "kvm"
     argv = [
         *(spec.qemu, "-name", f"guest=lab-{spec.name},debug-threads=on", "-nodefaults", "-no-user-config"),
-        *("-msg", "timestamp=on", "-display", "none"),
+        *("-msg", "timestamp=on", "-display", "none", "-no-reboot"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-machine", "q35,vmport=off,dump-guest-core=off" + _split(spec), "-accel", accel),
         *("-cpu", "max,la57=off" if spec.accel is Accel.TCG else "host", "-smp", str(spec.cpus)),
