@@ -200,6 +200,10 @@ class VmFolders(Folders):
         """Return the FUSE mount point of a memory lease."""
         return self.runtime / f"mem-{lease}"
 
+    def local_copy(self, region: str) -> Path:
+        """Return the file that has a copy of a region of borrowed memory, sealed."""
+        return self.state / f"copy-{region}.mem"
+
 
 class LenderFolders(Folders):
     """The folders of one lender."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from framework.fake_vm import FakeEngine, Fuse
 from vmcoal.backends.base import EngineTraits, MemoryRegion
-from vmcoal.errors import NotFoundError, RefusedError, UnreachableError
+from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UnreachableError
 from vmcoal.model.lease import Lease, MemoryServer
 from vmcoal.model.paging import LossPolicy, PageCopy, PagedRegion
 from vmcoal.model.units import MIB
@@ -79,7 +79,7 @@ class FakePager(FakeEngine):
             ),
         )
         for place in found.places.values():
-            place.behind = max(0, place.behind - self.step)
+            place.behind = max(0, place.behind - (0 if found.home else self.step))
         if found.home:
             found.away = max(0, found.away - self.step)
         return told
@@ -96,13 +96,15 @@ class FakePager(FakeEngine):
         if known is None or known.lease != lease.id:
             self.paged[region].places[number] = Place(lease.id, behind=128 * MIB)
 
-    async def unstore(self, region: str, number: int, *, deadline: float = 5.0) -> None:
+    async def unstore(self, region: str, number: int, *, gone: bool = False, deadline: float = 5.0) -> None:
         await self._fuse.blow("unstore")
         found = self.paged.get(region)
         if found is None or number not in found.places:
             return
         others = [place for n, place in found.places.items() if n != number]
-        assert found.away == 0 or any(not place.behind for place in others), "pages would be lost"
+        elsewhere = any(not place.behind for place in others) or (found.home and not found.away)
+        if not elsewhere and not gone:
+            raise ConflictError("the pager: store alone has pages")
         del found.places[number]
 
     async def home(self, region: str, on: bool, *, deadline: float = 5.0) -> None:

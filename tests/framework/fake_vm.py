@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from vmcoal.controller.journal import Journal
 from vmcoal.controller.keeper import Keeper
 from vmcoal.controller.loans import LoanBook
 from vmcoal.controller.vm import Vm
-from vmcoal.errors import UnreachableError
+from vmcoal.errors import RefusedError, UnreachableError
 from vmcoal.fabric.identity import LenderRecord
 from vmcoal.fabric.messages import Granted
 from vmcoal.layout import VmFolders
@@ -48,6 +48,8 @@ class Fuse:
         self._break_at: int | None = None
         self._kill = False
         self.dead = False
+        self.broken = ""
+        """The call that was made to fail, or that the controller ended at."""
 
     def arm(self, number: int, *, kill: bool) -> None:
         self.calls.clear()
@@ -63,6 +65,7 @@ class Fuse:
             raise Killed
         self.calls.append(what)
         if self._break_at == len(self.calls):
+            self.broken = what
             if self._kill:
                 self.dead = True
                 raise Killed
@@ -233,6 +236,12 @@ class FakeSession:
         await self._call(f"report {event}")
         return self._lender.book.report(time.monotonic(), lease, epoch, "me", event).lease
 
+    async def resume(self, lease: str, epoch: int, *, deadline: float = 10.0) -> Granted:
+        await self._call("resume")
+        entry = self._lender.book.entry(lease)
+        server = MemoryServer(port=entry.port, export="e", psk_identity="i", psk="00") if entry.port else None
+        return Granted(id=1, lease=entry.lease, memory=server)
+
     async def resize(self, lease: str, epoch: int, committed: int) -> Lease:
         await self._call("resize")
         return self._lender.book.resize(time.monotonic(), lease, epoch, "me", committed).lease
@@ -271,9 +280,11 @@ class FakeKeeper(Keeper):
         self._lenders = lenders
         self._fuse = fuse
 
+    def records(self) -> list[LenderRecord]:
+        return [LenderRecord(name=name, host="127.0.0.1", port=1, host_key="", grants=ALL) for name in self._lenders]
+
     def record(self, lender: str | None) -> LenderRecord:
-        name = lender or next(iter(self._lenders))
-        return LenderRecord(name=name, host="127.0.0.1", port=1, host_key="", grants=ALL)
+        return super().record(lender or next(iter(self._lenders)))
 
     async def session(self, lender: str, *, deadline: float = 10.0) -> Any:
         if not self._lenders[lender].reachable:
@@ -282,6 +293,31 @@ class FakeKeeper(Keeper):
 
     def watch(self, lender: str) -> None:
         pass
+
+
+class FakeLocalCopies:
+    """Copies on a disk that is not there."""
+
+    def __init__(self, fuse: Fuse) -> None:
+        self._fuse = fuse
+        self.made: set[str] = set()
+        self.full = False
+
+    def check_room(self, size: int) -> None:
+        if self.full:
+            raise RefusedError("the disk is full")
+
+    async def start(self, region: str, size: int) -> MemoryServer:
+        await self._fuse.blow("local copy")
+        self.made.add(region)
+        return MemoryServer(port=10810, export="e", psk_identity="i", psk="00")
+
+    async def stop(self, region: str) -> None:
+        await self._fuse.blow("end of local copy")
+        self.made.discard(region)
+
+    async def sweep(self, regions: Collection[str]) -> None:
+        self.made &= set(regions)
 
 
 class FakeHolder:
@@ -313,6 +349,7 @@ class FakeVm:
         self.qemu = LinkedMonitor(self.fuse, accel=accel, guest=UnplugPolicy(booted=True), slots=32)
         self.guest = FakeGuest.booted(memory_blocks=2)
         self.engine: FakeEngine = FakeEngine(self.fuse)
+        self.local = FakeLocalCopies(self.fuse)
         if mode is CpuMode.PARKED:
             for far in self.spec.far_nodes:
                 for core in range(far.cpus):
@@ -333,6 +370,7 @@ class FakeVm:
             holder=FakeHolder(),  # type: ignore[arg-type]
             launcher=None,  # type: ignore[arg-type]
             engine=self.engine,
+            local=self.local,  # type: ignore[arg-type]
             keeper=FakeKeeper("web", book, self.lenders, self.fuse),
             metrics=ControllerMetrics("web"),
             monitor=self.qemu,
@@ -356,6 +394,7 @@ class FakeVm:
         self._agent().sync()
         found = [f"lease {lease.id} at {x.name}" for x in self.lenders.values() for lease in x.held()]
         found += [f"region {region}" for region in self.engine.regions]
+        found += [f"local copy {region}" for region in self.local.made]
         found += [f"backend {name}" for name in self.qemu.objects if name != "near"]
         cpus_may_stay = self.spec.cpu_mode is not CpuMode.HOTPLUG
         found += [

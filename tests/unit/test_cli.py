@@ -20,7 +20,7 @@ from vmcoal.cli import guest
 from vmcoal.cli.app import Command, Group, app
 from vmcoal.cli.catalog import COMMANDS
 from vmcoal.control.wire import API, Call, Output, Progress
-from vmcoal.controller.api import AttachResult, DetachResult, ExecResult, ShutdownResult, Tuning
+from vmcoal.controller.api import AttachResult, DetachResult, ExecResult, MoveResult, ShutdownResult, Tuning
 from vmcoal.model.attachment import (
     AttachedCpu,
     AttachedMemory,
@@ -246,6 +246,16 @@ def test_tune_shows_and_changes(controller: Start) -> None:
     assert fake.last("tune") == {"cache": None}
     assert vmcoal("tune", "web", "--cache", "512M").code == 0
     assert fake.last("tune") == {"cache": 512 * MIB}
+
+
+def test_move_sends_what_was_asked_and_says_what_it_did(controller: Start) -> None:
+    moved = MoveResult(source="attic", target="home", memory_moved=256 * MIB, seconds=2.0, notes=("a note",))
+    fake = controller({"move": [result(moved)]})
+    done = vmcoal("move", "web", "--from", "attic", "--to", "home", "--deadline", "1m")
+    assert done.out == "256 MiB of VM web is home on this host now, attic has none of it; it took 2 s\n"
+    assert "note: a note" in done.err
+    assert fake.last("move") == {"source": "attic", "target": "home", "deadline": 60.0, "dry_run": False}
+    assert vmcoal("move", "web", "--to", "home").code == 2
 
 
 def test_attach_says_what_it_did(controller: Start, golden: Callable[[str, str], None]) -> None:

@@ -77,7 +77,12 @@ def test_the_layout_page_is_the_layout() -> None:
     state = {layout.identity_key(), layout.known_lenders(), layout.crash_home()}
     assert all(path.parent == layout.state_home() for path in state)
     assert set(page["State"]) == {path.name for path in state} | {"path", "vm/NAME", "lend/NAME"}
-    assert set(page["State of a VM"]) == names(vm, vm.state) | {"path", "known_hosts", "controller.lock"}
+    assert set(page["State of a VM"]) == names(vm, vm.state) | {
+        "path",
+        "known_hosts",
+        "controller.lock",
+        vm.local_copy("REGION").name,
+    }
     assert set(page["State of a lender"]) == names(lender, lender.state) | {"path", "lender.lock"}
     mount = vm.mount("LEASE")
     assert mount.parent == vm.runtime

@@ -90,8 +90,9 @@ class PagingEngine(MemoryEngine, Protocol):
         """Have the pages of ``region`` in the bytes of ``lease`` as well, or again; returns when it is connected, and
         the pages that exist are copied meanwhile. Raises what `prepare` raises of the server."""
 
-    async def unstore(self, region: str, number: int, *, deadline: float = 5.0) -> None:
-        """Use place ``number`` no longer. Idempotent."""
+    async def unstore(self, region: str, number: int, *, gone: bool = False, deadline: float = 5.0) -> None:
+        """Use place ``number`` no longer. Idempotent. Raises `ConflictError` while it alone has pages, unless it is
+        ``gone`` anyway and they are lost."""
 
     async def home(self, region: str, on: bool, *, deadline: float = 5.0) -> None:
         """Pull every page of a region here and keep it, hottest first; or let pages leave again."""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from vmcoal.backends import mounts, nbd
 from vmcoal.backends.base import EngineTraits, MemoryRegion, runtime_file
-from vmcoal.backends.pager_client import PagerStats, RegionStats, order, stats
+from vmcoal.backends.pager_client import PagerStats, RegionStats, home, order, stats, unstore
 from vmcoal.backends.probe import engine_facts, library
 from vmcoal.errors import (
     DeadlineError,
@@ -34,7 +34,7 @@ from vmcoal.holding.client import ChildSpec, Holder, Restart
 from vmcoal.layout import VmFolders, make_private, shm_home
 from vmcoal.model.engine import Feature
 from vmcoal.model.lease import Lease, MemoryServer
-from vmcoal.model.paging import PageCopy, PagedRegion
+from vmcoal.model.paging import LossPolicy, PageCopy, PagedRegion
 from vmcoal.model.units import format_size
 from vmcoal.policy.engine import pager_obstacle
 
@@ -154,11 +154,24 @@ class PagerEngine:
         await self._store(region, number, server, address, _left(end))
         await self._linked(region, number, lease.lender, end)
 
-    async def unstore(self, region: str, number: int, *, deadline: float = 5.0) -> None:
-        """Use place ``number`` no longer; idempotent."""
+    async def unstore(self, region: str, number: int, *, gone: bool = False, deadline: float = 5.0) -> None:
+        """Use place ``number`` no longer; idempotent. Raises `ConflictError` while it alone has pages and is not
+        ``gone``."""
         with contextlib.suppress(NotFoundError):
-            await order(self.socket, "unstore", ("id", region), ("number", number), deadline=deadline)
+            await unstore(self.socket, region, number, gone=gone, deadline=deadline)
         nbd.remove_file(self._psk(region, number))
+
+    async def home(self, region: str, on: bool, *, deadline: float = 5.0) -> None:
+        """Pull every page of a region here and keep it, hottest first; or let pages leave again."""
+        await home(self.socket, region, on, deadline=deadline)
+
+    async def set_loss(self, region: str, policy: LossPolicy, *, deadline: float = 5.0) -> None:
+        """Say what touching a lost page does; raises `RefusedError` where this host's kernel cannot.
+
+        The pager knows two of the policies: a VM that pauses is stopped by its controller.
+        """
+        known = LossPolicy.POISON if policy is LossPolicy.POISON else LossPolicy.STALL
+        await order(self.socket, "loss", ("id", region), ("policy", known), deadline=deadline)
 
     async def region(self, region: str, *, deadline: float = 5.0) -> PagedRegion | None:
         """Return what the pager says of a region, or ``None`` if it has none."""
@@ -390,7 +403,11 @@ def _paged(region: RegionStats) -> PagedRegion:
     return PagedRegion(
         size=region.pages * PAGE,
         mapped=region.mapped,
+        away=region.away * PAGE,
+        here=region.here * PAGE,
         lost=region.lost * PAGE,
+        waiting=region.waiting,
+        home=region.home,
         copies=tuple(
             PageCopy(
                 number=number,

@@ -30,6 +30,7 @@ COMMANDS: dict[str, Entry] = {
     "controller": Entry(MACHINES, "lifecycle:controller", "Run a VM's controller in the foreground"),
     "attach": Entry(RESOURCES, "attach:attach", "Plug a lender's CPUs and memory into a running VM"),
     "detach": Entry(RESOURCES, "attach:detach", "Drain, unplug and give back what a lender lent"),
+    "move": Entry(RESOURCES, "move:move", "Move borrowed memory to another lender, or home, while it is used"),
     "tune": Entry(RESOURCES, "tune:tune", "Show or change how a VM's borrowed memory behaves"),
     "pair": Entry(RESOURCES, "lenders:pair", "Make a lender and this user known to each other"),
     "unpair": Entry(RESOURCES, "lenders:unpair", "Forget a lender"),

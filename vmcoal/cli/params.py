@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 
 from vmcoal import layout
 from vmcoal.errors import NotFoundError, UsageError, VmcoalError
+from vmcoal.model.paging import HOME
 from vmcoal.model.units import parse_duration, parse_size
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -102,6 +103,7 @@ COUNT_OR_NONE = _Parsed("N", _whole(0, 4096))
 PORT = _Parsed("PORT", _whole(1, 65535))
 VM = _Name("VM", layout.known_vms)
 LENDER = _Name("lender", paired_lenders)
+PLACE = _Name("lender", lambda: [HOME, *paired_lenders()])
 LOCAL_LENDER = _Name("lender", local_lenders)
 
 vm_argument = click.argument("vm", required=False, type=VM, metavar="[VM]")

@@ -8,6 +8,7 @@ Methods, with the type of ``params`` → the type of the result:
     status    –                    → vmcoal.model.status.VmStatus
     attach    AttachRequest        → AttachResult            (Plan when dry_run)
     detach    DetachRequest        → DetachResult            (Plan when dry_run)
+    move      MoveRequest          → MoveResult              (Plan when dry_run)
     tune      TuneRequest          → Tuning
     exec      ExecRequest          → ExecResult; output comes as `Output` while it runs; `Input` may be sent
     offers    –                    → tuple[LenderView, ...]  (every paired lender, reachable or not)
@@ -46,6 +47,27 @@ class DetachResult(msgspec.Struct, frozen=True, kw_only=True):
     memory_removed: int
     remaining: tuple[Attachment, ...] = ()
     seconds: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
+
+
+class MoveRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Move the memory that ``source`` lends to ``target`` while it is used; either may be ``home``, this host.
+    ``deadline`` in seconds."""
+
+    source: str
+    target: str
+    deadline: float = 3600.0
+    dry_run: bool = False
+
+
+class MoveResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a move did: ``memory_moved`` bytes, and all that is at the target now. ``seconds`` it took."""
+
+    source: str
+    target: str
+    memory_moved: int
+    attachments: tuple[Attachment, ...] = ()
+    seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
 

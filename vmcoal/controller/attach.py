@@ -6,29 +6,25 @@ Memory and vCPUs go their way at once: while a lender fills memory, the guest ta
 
 from __future__ import annotations
 
-import re
-import secrets
 import time
 from dataclasses import dataclass
-
-import msgspec
 
 from vmcoal.backends.conflicts import refuse_conflicts
 from vmcoal.backends.cpu import choose_cpu_engine
 from vmcoal.controller import granular, tune
 from vmcoal.controller.api import AttachResult
+from vmcoal.controller.borrow import borrow, settle
 from vmcoal.controller.loans import Loan, attachments
 from vmcoal.controller.transaction import Progress, Transaction, transaction
 from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm, cpu_names
-from vmcoal.errors import ConflictError, ExecutionError, RefusedError, UsageError
-from vmcoal.fabric.messages import Granted
+from vmcoal.errors import ConflictError, ExecutionError, UsageError
 from vmcoal.fabric.session import LenderSession
 from vmcoal.machine import cpu, memory, virtio_mem
 from vmcoal.machine.names import memory_ids
 from vmcoal.model.attachment import AttachmentState, AttachRequest, MemoryStyle, Plan, Step
 from vmcoal.model.guest import MemorySpan
-from vmcoal.model.lease import LeaseEvent, ResourceKind
+from vmcoal.model.lease import ResourceKind
 from vmcoal.model.link import Link
 from vmcoal.model.machine import CpuMode, FarNode
 from vmcoal.model.units import MIB, format_duration, format_size
@@ -40,8 +36,6 @@ from vmcoal.together import together
 BLOCK = 128 * MIB
 """DIMMs are multiples of a guest memory block, else part of them could not be onlined (x86-64 Linux)."""
 
-_LEASE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-_REQUEST_DEADLINE = 30.0
 _NEW = "new"
 """Stands in a plan for the lease that the lender will name."""
 
@@ -188,7 +182,7 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
         started = time.monotonic()
         verified = await _verify(vm, loans, notes)
         trans.seconds |= {"survey": surveyed, "verify": time.monotonic() - started}
-        await together(*(_settle(vm, journey, loan) for loan in loans))
+        await together(*(settle(vm, journey.session, loan) for loan in loans))
     vm.granted.clear()
     trans.seconds["total"] = time.monotonic() - began
     vm.keeper.watch(journey.lender)
@@ -206,13 +200,6 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
     )
 
 
-async def _settle(vm: Vm, journey: Journey, loan: Loan) -> None:
-    """Tell the lender that the guest has what it lent."""
-    reply = await journey.session.report(loan.id, loan.lease.epoch, LeaseEvent.PLUGGED)
-    current = vm.book.get(loan.id) or loan
-    vm.book.put(msgspec.structs.replace(current, state=AttachmentState.ATTACHED, lease=reply))
-
-
 def amounts(cpus: int, memory: int) -> str:
     """Return ``2 vCPUs and 512 MiB``, leaving out what is zero."""
     parts = [_vcpus(cpus)] if cpus else []
@@ -225,26 +212,10 @@ def _vcpus(count: int) -> str:
     return f"{count} vCPU{'s' if count != 1 else ''}"
 
 
-async def _lease(
-    vm: Vm, journey: Journey, trans: Transaction, kind: ResourceKind, amount: int, committed: int
-) -> Granted:
-    token = secrets.token_hex(16)
-    async with trans.step("lease", lender=journey.lender, token=token, kind=kind, amount=amount, committed=committed):
-        granted = await journey.session.request(
-            kind, amount, committed=committed, token=token, deadline=_REQUEST_DEADLINE
-        )
-    lease = granted.lease
-    vm.granted[token] = lease.id, lease.epoch
-    if not _LEASE_ID.fullmatch(lease.id) or vm.book.knows(lease.id):
-        raise RefusedError(f"{journey.lender} gave a lease an id that cannot be used", host=journey.lender)
-    lease = await journey.session.report(lease.id, lease.epoch, LeaseEvent.ATTACH)
-    return msgspec.structs.replace(granted, lease=lease)
-
-
 async def _attach_memory(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction) -> list[Loan]:
     with trans.branch() as branch:
         if journey.grow is not None:
-            return [await granular.grow(vm, request, journey.session, journey.grow, branch)]
+            return [await granular.grow(vm, request, journey.grow, branch)]
         return [await _new_memory(vm, request, journey, branch)]
 
 
@@ -252,9 +223,8 @@ async def _new_memory(vm: Vm, request: AttachRequest, journey: Journey, trans: T
     far, in_grains = journey.far, request.style is MemoryStyle.GRANULAR
     capacity = granular.capacity(vm, far) if in_grains else request.memory
     trans.say(f"lease {format_size(request.memory)} from {journey.lender}")
-    granted = await _lease(vm, journey, trans, ResourceKind.MEMORY, capacity, request.memory)
-    if granted.memory is None:
-        raise RefusedError(f"{journey.lender} granted memory without a server", host=journey.lender)
+    granted = await borrow(vm, journey.session, trans, ResourceKind.MEMORY, capacity, request.memory)
+    assert granted.memory is not None
     lease = granted.lease
     ids = memory_ids(lease.id, request.style)
     loan = Loan(
@@ -328,7 +298,7 @@ async def _new_cpus(vm: Vm, request: AttachRequest, journey: Journey, trans: Tra
     far, mode = journey.far, vm.spec.cpu_mode
     trans.say(f"lease and plug {_vcpus(request.cpus)} into node {far.node}")
     # A lease for each, so that they can leave one by one.
-    leases = await together(*(_lease(vm, journey, trans, ResourceKind.CPU, 1, 1) for _ in journey.cores))
+    leases = await together(*(borrow(vm, journey.session, trans, ResourceKind.CPU, 1, 1) for _ in journey.cores))
     loans = []
     for core, granted in zip(journey.cores, leases, strict=True):
         loan = Loan(

@@ -19,6 +19,7 @@ from vmcoal.controller.api import (
     ExecRequest,
     ExecResult,
     LenderView,
+    MoveRequest,
     PingRequest,
     PingResult,
     ShutdownRequest,
@@ -30,6 +31,7 @@ from vmcoal.controller.attach import attach
 from vmcoal.controller.detach import detach
 from vmcoal.controller.guest import GuestKeeper
 from vmcoal.controller.loans import Loan, moved
+from vmcoal.controller.move import move
 from vmcoal.controller.reconcile import reconcile
 from vmcoal.controller.status import vm_status
 from vmcoal.controller.tune import restore, tune
@@ -74,6 +76,7 @@ class Controller:
                 "status": self._status,
                 "attach": self._operation("attach", AttachRequest, attach),
                 "detach": self._operation("detach", DetachRequest, detach),
+                "move": self._operation("move", MoveRequest, move),
                 "tune": self._operation("tune", TuneRequest, tune),
                 "exec": self._exec,
                 "offers": self._offers,

@@ -14,7 +14,9 @@ import msgspec
 
 from vmcoal.controller.api import DetachResult
 from vmcoal.controller.attach import amounts
+from vmcoal.controller.borrow import release
 from vmcoal.controller.loans import Loan, attachments
+from vmcoal.controller.places import finish_giving_up, give_up
 from vmcoal.controller.transaction import Progress, Transaction, transaction
 from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm, cpu_names
@@ -24,6 +26,7 @@ from vmcoal.model.attachment import AttachmentState, DetachRequest, MemoryStyle,
 from vmcoal.model.guest import MemorySpan
 from vmcoal.model.lease import LeaseEvent, ResourceKind
 from vmcoal.model.machine import CpuMode
+from vmcoal.model.paging import LOCAL
 from vmcoal.model.units import format_size
 from vmcoal.policy.admission import GRAIN
 from vmcoal.policy.placement import pick_dimms
@@ -36,7 +39,7 @@ _MARGIN = 2.0
 
 @dataclass(frozen=True)
 class Leaving:
-    """One loan and how many bytes of it leave (none, if it is a vCPU's)."""
+    """One loan and how many bytes of it leave the guest (none, if it is a vCPU's or a copy)."""
 
     loan: Loan
     size: int = 0
@@ -44,7 +47,7 @@ class Leaving:
     @property
     def whole(self) -> bool:
         """Whether nothing of the loan remains."""
-        return self.size == self.loan.size
+        return self.loan.copy or self.size == self.loan.size
 
 
 def choose(vm: Vm, request: DetachRequest) -> list[Leaving]:
@@ -55,7 +58,7 @@ def choose(vm: Vm, request: DetachRequest) -> list[Leaving]:
     """
     if request.cpus < 0 or request.memory < 0:
         raise UsageError("what is detached cannot be negative", hint="give --cpus and --memory positive values")
-    lenders = vm.book.lenders()
+    lenders = vm.book.sources()
     if not lenders:
         raise NotFoundError(f"nothing is attached to {vm.spec.name}", hint=f"vmcoal attach {vm.spec.name}")
     if request.lender is None and not request.everything and len(lenders) > 1:
@@ -70,7 +73,9 @@ def choose(vm: Vm, request: DetachRequest) -> list[Leaving]:
             raise UsageError("--all detaches everything", hint="give amounts with --from LENDER instead")
         return _some(vm, chosen[0], request)
     loans = [loan for lender in chosen for loan in vm.book.of(lender)]
-    leaving = [Leaving(x, x.size) for x in reversed(loans) if x.state is not AttachmentState.PARKED]
+    regions = {loan.region for loan in loans if loan.is_memory and not loan.copy}
+    loans = [loan for loan in loans if not loan.copy or loan.region not in regions]  # a copy goes with its memory
+    leaving = [Leaving(x, 0 if x.copy else x.size) for x in reversed(loans) if x.state is not AttachmentState.PARKED]
     return sorted(leaving, key=lambda x: x.loan.is_memory)
 
 
@@ -82,7 +87,7 @@ def _some(vm: Vm, lender: str, request: DetachRequest) -> list[Leaving]:
             raise UsageError(f"{request.cpus} vCPUs are more than the {len(loans)} attached", hint="see: vmcoal status")
         leaving += [Leaving(loan) for loan in loans[: -request.cpus - 1 : -1]]
     if request.memory:
-        loans = vm.book.of(lender, ResourceKind.MEMORY)
+        loans = [x for x in vm.book.of(lender, ResourceKind.MEMORY) if not x.copy]
         granular = [x for x in loans if x.style is MemoryStyle.GRANULAR and x.size]
         if granular and request.memory <= granular[0].size:
             if request.memory % GRAIN:
@@ -108,7 +113,9 @@ def plan(vm: Vm, request: DetachRequest, leaving: list[Leaving]) -> Plan:
     steps: list[Step] = []
     for item in leaving:
         loan = item.loan
-        if not loan.is_memory:
+        if loan.copy:
+            steps.append(Step("copy", f"use the copy of {loan.device} there no longer", "this host"))
+        elif not loan.is_memory:
             steps.append(Step("offline vCPU", f"offline vCPU {loan.core} of node {loan.node}", "guest"))
             if vm.spec.cpu_mode is CpuMode.HOTPLUG:
                 steps.append(Step("unplug vCPU", "unplug it", "QEMU", tuple(cpu.plan_unplug(loan.node, loan.core))))
@@ -133,13 +140,15 @@ def plan(vm: Vm, request: DetachRequest, leaving: list[Leaving]) -> Plan:
                     tuple(memory.plan_unplug(loan.device, loan.backend)),
                 )
             )
-        steps.append(
+        steps += [
             Step(
                 "release",
-                f"give lease {loan.id} back" if item.whole else f"give a part of lease {loan.id} back",
-                loan.lease.lender,
+                f"give lease {place.id} back" if item.whole else f"give a part of lease {place.id} back",
+                place.lease.lender,
             )
-        )
+            for place in _places(vm, loan)
+            if place.leased
+        ]
     cpus, size = sum(not x.loan.is_memory for x in leaving), sum(x.size for x in leaving)
     return Plan("detach", f"detach {amounts(cpus, size)} from {vm.spec.name}", tuple(steps))
 
@@ -183,10 +192,15 @@ async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResu
     )
 
 
+def _places(vm: Vm, loan: Loan) -> list[Loan]:
+    """Return the loans that end with ``loan``: all of its memory, if the device is its."""
+    return vm.book.places(loan.region) if loan.is_memory and not loan.copy else [loan]
+
+
 def _steps(vm: Vm, loan: Loan) -> int:
     """Return how many steps a loan takes to leave, as people are told them."""
     if loan.is_memory:
-        return 1 if loan.style is MemoryStyle.GRANULAR else 2
+        return 1 if loan.copy or loan.style is MemoryStyle.GRANULAR else 2
     return 2 if vm.spec.cpu_mode is CpuMode.HOTPLUG else 1
 
 
@@ -214,9 +228,13 @@ async def _leave(
             vm.book.put(
                 msgspec.structs.replace(vm.book.get(item.loan.id) or item.loan, state=AttachmentState.DETACHING)
             )
-            async with trans.step("drain", lease=item.loan.id):
-                await _tell(vm, item.loan)
-            if not item.loan.is_memory:
+            for loan in _places(vm, item.loan):
+                async with trans.step("drain", lease=loan.id):
+                    await _tell(vm, loan)
+            if item.loan.copy:
+                trans.say(f"give the copy of {item.loan.device} at {item.loan.lease.lender} up")
+                notes.extend(await _copy_leaves(vm, item.loan))
+            elif not item.loan.is_memory:
                 await _cpu_leaves(vm, item.loan, trans, notes)
             elif item.loan.style is MemoryStyle.GRANULAR:
                 await _granular_leaves(vm, item, trans, notes, deadline)
@@ -235,11 +253,22 @@ async def _leave(
 
 async def _tell(vm: Vm, loan: Loan) -> None:
     """Tell the lender that a drain began; a lender that does not answer does not hold it up."""
+    if not loan.leased:
+        return
     try:
         session = await vm.keeper.session(loan.lease.lender, deadline=3.0)
         await session.report(loan.id, loan.lease.epoch, LeaseEvent.DRAIN)
     except VmcoalError as error:
         log.warning("drain of %s: %s", loan.id, error)
+
+
+async def _copy_leaves(vm: Vm, loan: Loan) -> list[str]:
+    notes = await give_up(vm, loan)
+    carrier = vm.book.carrier(loan.region)
+    if carrier is not None:  # what was taken away on purpose is not made again
+        vm.book.put(msgspec.structs.replace(carrier, replicas=1))
+        notes.append(f"the pages of {carrier.device} are at {carrier.lease.lender} alone now")
+    return notes
 
 
 async def _cpu_leaves(vm: Vm, loan: Loan, trans: Transaction, notes: list[str]) -> None:
@@ -305,7 +334,7 @@ async def _granular_leaves(vm: Vm, item: Leaving, trans: Transaction, notes: lis
                 hint="free memory in the guest, then detach again",
             )
     async with trans.step("commit", lender=loan.lease.lender, lease=loan.id, epoch=loan.lease.epoch, before=loan.size):
-        await _shrink_lease(vm, loan, rest)
+        await _shrink_leases(vm, loan, rest)
     current = msgspec.structs.replace(vm.book.get(loan.id) or loan, size=rest, state=AttachmentState.ATTACHED)
     if rest == 0:
         try:
@@ -319,47 +348,60 @@ async def _granular_leaves(vm: Vm, item: Leaving, trans: Transaction, notes: lis
     vm.book.put(current)
 
 
-async def _shrink_lease(vm: Vm, loan: Loan, committed: int) -> None:
-    """Give a part of a lease back; what stays is in use again, its drain is over."""
-    try:
-        session = await vm.keeper.session(loan.lease.lender, deadline=5.0)
-        await session.resize(loan.id, loan.lease.epoch, committed)
-        lease = await session.report(loan.id, loan.lease.epoch, LeaseEvent.PLUGGED)
-    except UnreachableError as error:
-        log.warning("lease %s keeps its size: %s", loan.id, error)
-        return
-    vm.book.put(msgspec.structs.replace(vm.book.get(loan.id) or loan, lease=lease))
+async def _shrink_leases(vm: Vm, loan: Loan, committed: int) -> None:
+    """Give a part of a region's leases back; what stays is in use again, their drain is over."""
+    vm.book.resize(loan.region, committed)
+    for place in vm.book.places(loan.region):
+        if not place.leased:
+            continue
+        try:
+            session = await vm.keeper.session(place.lease.lender, deadline=5.0)
+            await session.resize(place.id, place.lease.epoch, committed)
+            lease = await session.report(place.id, place.lease.epoch, LeaseEvent.PLUGGED)
+        except UnreachableError as error:
+            log.warning("lease %s keeps its size: %s", place.id, error)
+        else:
+            vm.book.put(msgspec.structs.replace(vm.book.get(place.id) or place, lease=lease))
 
 
 async def give_back(vm: Vm, loan: Loan, *, qemu_ended: bool = False) -> list[str]:
-    """End what served a loan that QEMU no longer uses, release its lease, and forget it. Returns notes for people."""
-    notes: list[str] = []
-    if loan.is_memory:
-        pid = None if qemu_ended else await vm.qemu_pid()
-        await vm.engine.remove(loan.id, mapped_by=pid, deadline=30.0)
-    try:
-        session = await vm.keeper.session(loan.lease.lender, deadline=5.0)
-        await session.release(loan.id, loan.lease.epoch)
-    except (UnreachableError, NotFoundError, RefusedError) as error:
-        notes.append(f"{loan.lease.lender} was not told ({error}); it takes the lease back when its time is over")
-    vm.book.drop(loan.id)
-    return notes
+    """End what served a loan that QEMU no longer uses, release its leases, and forget it. Returns notes for people."""
+    if not loan.is_memory:
+        return list(filter(None, [await release(vm, loan)]))
+    places = vm.book.places(loan.region)
+    pid = None if qemu_ended else await vm.qemu_pid()
+    await vm.engine.remove(loan.region, mapped_by=pid, deadline=30.0)
+    # The one with the device last: whoever follows a controller that is killed here finds it, and begins again.
+    notes = [await release(vm, place) for place in reversed(places)]
+    if any(place.lease.lender == LOCAL for place in places):
+        await vm.local.stop(loan.region)
+    return list(filter(None, notes))
 
 
 async def _force(vm: Vm, loan: Loan, error: VmcoalError) -> str:
     """Give a lease back although the guest still uses it."""
-    try:
-        session = await vm.keeper.session(loan.lease.lender, deadline=5.0)
-        await session.release(loan.id, loan.lease.epoch)
-    except VmcoalError as refused:
-        log.warning("release of %s: %s", loan.id, refused)
+    for place in _places(vm, loan):
+        if not place.leased:
+            continue
+        try:
+            session = await vm.keeper.session(place.lease.lender, deadline=5.0)
+            await session.release(place.id, place.lease.epoch)
+        except VmcoalError as refused:
+            log.warning("release of %s: %s", place.id, refused)
     if not loan.is_memory:
         vm.book.drop(loan.id)
         return f"{error}; the lease was given back, the guest still has the vCPUs online on this host"
+    if loan.copy:
+        return "; ".join([f"{error}; the copy was given up as it was", *await give_up(vm, loan, lost=True)])
+    if not loan.leased:
+        return f"{error}; it is on this host already, so nothing was lost and nothing given back"
     problem = (
         f"lease {loan.id} was given back by force while the guest used it: its {format_size(loan.size)} are lost, "
         "and whatever touches them stalls"
     )
+    for place in vm.book.places(loan.region):
+        if place.copy:
+            await finish_giving_up(vm, place)
     current = vm.book.get(loan.id) or loan
     vm.book.put(msgspec.structs.replace(current, state=AttachmentState.DEGRADED, problem=problem))
     return problem

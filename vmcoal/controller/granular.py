@@ -12,7 +12,6 @@ from vmcoal.controller.loans import Loan
 from vmcoal.controller.transaction import Transaction
 from vmcoal.controller.vm import Vm
 from vmcoal.errors import ConflictError, ExecutionError
-from vmcoal.fabric.session import LenderSession
 from vmcoal.machine import virtio_mem
 from vmcoal.model.attachment import AttachRequest
 from vmcoal.model.guest import MemorySpan
@@ -50,20 +49,24 @@ async def plug(vm: Vm, request: AttachRequest, loan: Loan, region: MemoryRegion,
         await _resize(vm, loan.device, request.memory, request.deadline, trans)
 
 
-async def grow(vm: Vm, request: AttachRequest, session: LenderSession, loan: Loan, trans: Transaction) -> Loan:
+async def grow(vm: Vm, request: AttachRequest, loan: Loan, trans: Transaction) -> Loan:
     """Make the device of ``loan`` larger by ``request.memory`` bytes; return the loan after it."""
     total = loan.size + request.memory
-    trans.say(f"lease {format_size(request.memory)} more from {loan.lease.lender}")
-    async with trans.step("commit", lender=loan.lease.lender, lease=loan.id, epoch=loan.lease.epoch, before=loan.size):
-        lease = await session.resize(loan.id, loan.lease.epoch, total)
+    for place in vm.book.places(loan.region):
+        if place.leased:
+            trans.say(f"lease {format_size(request.memory)} more from {place.lease.lender}")
+            session = await vm.keeper.session(place.lease.lender)
+            epoch = place.lease.epoch
+            async with trans.step("commit", lender=session.name, lease=place.id, epoch=epoch, before=loan.size):
+                lease = await session.resize(place.id, epoch, total)
+            vm.book.put(msgspec.structs.replace(place, lease=lease))
     trans.say(f"grow node {loan.node} to {format_size(total)}")
     async with trans.step("resize", device=loan.device, before=loan.size):
         await _resize(vm, loan.device, total, request.deadline, trans)
     trans.say("online the memory")
     await online(vm, loan, total)
-    grown = msgspec.structs.replace(loan, size=total, lease=lease)
-    vm.book.put(grown)
-    return grown
+    vm.book.resize(loan.region, total)
+    return vm.book.get(loan.id) or loan
 
 
 async def online(vm: Vm, loan: Loan, size: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,14 +147,13 @@ class Journal:
         """Record that an item is gone."""
         self._append(0, "drop", key, {})
 
-    def swap(self, old: str, new: str, item: Any) -> None:
-        """Record, as one change, that item ``old`` is gone and what item ``new`` has become."""
+    def change(self, items: Mapping[str, Any]) -> None:
+        """Record what several items have become as one change; ``None`` stands for an item that is gone."""
         try:
             self._db.execute("begin")
             try:
-                if old != new:
-                    self._append(0, "drop", old, {})
-                self._append(0, "put", new, item)
+                for key, item in items.items():
+                    self._append(0, "drop" if item is None else "put", key, {} if item is None else item)
             except ExecutionError:
                 self._db.execute("rollback")
                 raise

@@ -51,9 +51,13 @@ class Keeper:
         self.links: dict[str, Link] = {}
         self.notices: dict[str, str] = {}
 
+    def records(self) -> list[LenderRecord]:
+        """Return the paired lenders."""
+        return lender_store().load()
+
     def record(self, lender: str | None) -> LenderRecord:
         """Return the paired lender called ``lender``, or the only one; raises `NotFoundError` or `UsageError`."""
-        records = {record.name: record for record in lender_store().load()}
+        records = {record.name: record for record in self.records()}
         if not records:
             raise NotFoundError("no lender is paired", hint="on the lender: vmcoal lend pair; here: vmcoal pair HOST")
         if lender is None:
@@ -189,7 +193,10 @@ class Keeper:
         loan = self._book.get(lease)
         if loan is None or loan.problem is not None or loan.state is AttachmentState.ATTACHING:
             return
-        lost = f"its {loan.size >> 20} MiB are lost" if loan.is_memory else "its vCPUs were given to somebody else"
+        lost = "its vCPUs were given to somebody else"
+        if loan.is_memory:
+            alone = len(self._book.places(loan.region)) == 1
+            lost = f"its {'' if alone else 'copy of '}{loan.size >> 20} MiB {'are' if alone else 'is'} lost"
         problem = f"{loan.lease.lender} no longer holds lease {lease}: {lost}"
         log.error("%s", problem)
         self._book.put(msgspec.structs.replace(loan, problem=problem, state=AttachmentState.DEGRADED))

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from vmcoal.backends.choose import choose_memory_engine, sweep
+from vmcoal.backends.local_copy import LocalCopies
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
 from vmcoal.controller.detach import give_back
 from vmcoal.controller.journal import Journal
@@ -73,6 +74,7 @@ async def assemble(
         holder=holder,
         launcher=HolderLauncher(holder, folders, environment),
         engine=engine,
+        local=LocalCopies(holder, folders),
         keeper=Keeper(spec.name, book, relink=relink, revoked=revoked, changed=changed),
         metrics=ControllerMetrics(spec.name),
         engine_choice=choice,
@@ -126,7 +128,10 @@ async def _ask(vm: Vm) -> str:
 async def clean_up(vm: Vm) -> list[str]:
     """After QEMU ended: end what served its memory, release every lease. Returns the leases given back."""
     released: list[str] = []
-    for loan in vm.book:
+    for loan in sorted(vm.book, key=lambda x: x.copy):  # a copy goes with its memory
+        if vm.book.get(loan.id) is None:
+            released.append(loan.id)
+            continue
         try:
             for note in await give_back(vm, loan, qemu_ended=True):
                 log.warning("%s", note)
@@ -135,6 +140,8 @@ async def clean_up(vm: Vm) -> list[str]:
             vm.book.drop(loan.id)
         released.append(loan.id)
     await sweep(vm.holder, vm.folders)
+    with contextlib.suppress(VmcoalError):
+        await vm.local.sweep(())
     for operation in vm.journal.open_operations():
         vm.journal.end(operation.op, "failed")
     await vm.keeper.close()

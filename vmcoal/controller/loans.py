@@ -140,11 +140,16 @@ class LoanBook:
             self._journal.drop(f"loan:{lease}")
             del self._loans[lease]
 
-    def swap(self, lease: str, loan: Loan) -> None:
-        """Put ``loan`` in the place of the loan of ``lease``, as one change: there is no moment without either."""
-        self._journal.swap(f"loan:{lease}", f"loan:{loan.id}", loan)
-        self._loans.pop(lease, None)
-        self._loans[loan.id] = loan
+    def resize(self, region: str, size: int) -> None:
+        """Note that the guest was given ``size`` bytes of a region's device."""
+        for loan in self.places(region):
+            self.put(msgspec.structs.replace(loan, size=size))
+
+    def change(self, *loans: Loan, gone: Iterable[str] = ()) -> None:
+        """Put ``loans`` and remove the loans of the leases ``gone``, as one change: there is no moment in between."""
+        left = set(gone)
+        self._journal.change({f"loan:{x}": None for x in left} | {f"loan:{x.id}": x for x in loans})
+        self._loans = {x: loan for x, loan in self._loans.items() if x not in left} | {x.id: x for x in loans}
 
 
 def moved(loan: Loan, event: LeaseEvent) -> Loan:

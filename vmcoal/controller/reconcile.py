@@ -12,6 +12,7 @@ import msgspec
 
 from vmcoal.controller.detach import give_back
 from vmcoal.controller.loans import Loan
+from vmcoal.controller.places import tidy
 from vmcoal.controller.transaction import undo_steps
 from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm
@@ -20,12 +21,15 @@ from vmcoal.machine import memory
 from vmcoal.machine.describe import PluggedState, describe
 from vmcoal.model.attachment import AttachmentState
 from vmcoal.model.machine import CpuMode
+from vmcoal.model.paging import LOCAL
 
 log = logging.getLogger(__name__)
 
 
 def _left(vm: Vm, loan: Loan, plugged: PluggedState) -> bool:
     """Whether QEMU no longer has what was leased. A vCPU that is parked instead of unplugged never leaves QEMU."""
+    if loan.copy:
+        return False
     if loan.is_memory:
         return loan.device not in plugged.devices
     return vm.spec.cpu_mode is CpuMode.HOTPLUG and (loan.node, loan.core) not in plugged.cpus
@@ -48,7 +52,9 @@ async def reconcile(vm: Vm) -> list[str]:
         told.append(
             f"{operation.kind} was interrupted and " + (f"could not be undone: {'; '.join(left)}" if left else "undone")
         )
-    for loan in vm.book:
+    for loan in sorted(vm.book, key=lambda x: x.copy):  # a copy goes with its memory
+        if vm.book.get(loan.id) is None:
+            continue
         if loan.id in gone:
             try:
                 # Its device is gone, but the controller may have been killed before it deleted the backend.
@@ -58,12 +64,14 @@ async def reconcile(vm: Vm) -> list[str]:
             except VmcoalError as error:
                 told.append(f"lease {loan.id} could not be given back: {error}")
             continue
-        problem = await vm.engine.health(loan.id) if loan.is_memory else None
+        problem = await vm.engine.health(loan.region) if loan.is_memory and not loan.copy else None
         if problem is not None:
             vm.book.put(msgspec.structs.replace(loan, problem=problem, state=AttachmentState.DEGRADED))
             told.append(f"lease {loan.id}: {problem}")
-        elif loan.state in (AttachmentState.ATTACHING, AttachmentState.DETACHING):
+        elif not loan.copy and loan.state in (AttachmentState.ATTACHING, AttachmentState.DETACHING):
             vm.book.put(msgspec.structs.replace(loan, state=AttachmentState.ATTACHED))
+    told += await tidy(vm)
+    await vm.local.sweep([loan.region for loan in vm.book if loan.lease.lender == LOCAL])
     for line in told:
         log.warning("reconcile: %s", line)
     return told

@@ -45,17 +45,51 @@ def undos(vm: Vm) -> dict[str, Undo]:
                     deadline=_DEADLINE,
                 )
                 granted = reply.lease.id, reply.lease.epoch
-            await session.release(*granted)
+            if vm.book.get(granted[0]) is None:
+                await session.release(*granted)
         except (RefusedError, NotFoundError, ConflictError):
             return  # it was never granted, or is over already
         except UnreachableError as error:
             log.warning("%s: its lease ends by itself when its time to live is over", error)
 
     async def book(data: dict[str, Any]) -> None:
-        vm.book.drop(data["lease"])
+        loan = vm.book.get(data["lease"])
+        if loan is not None and not (loan.copy and loan.problem):
+            vm.book.drop(loan.id)
 
     async def serve(data: dict[str, Any]) -> None:
         await vm.engine.remove(data["lease"], mapped_by=await vm.qemu_pid(), deadline=_DEADLINE)
+
+    async def store(data: dict[str, Any]) -> None:
+        try:
+            await vm.pager("places").unstore(data["region"], data["number"])
+        except UnreachableError:
+            return  # without a pager there is no region either
+        except ConflictError as error:
+            # The other place stopped answering while this one was filled: it is kept, and what follows leaves it alone.
+            for loan in vm.book.places(data["region"]):
+                if loan.copy and loan.number == data["number"]:
+                    kept = f"{loan.lease.lender} alone has pages of {loan.device}: {error}"
+                    vm.book.put(msgspec.structs.replace(loan, state=AttachmentState.ATTACHED, problem=kept))
+            raise
+
+    async def local_copy(data: dict[str, Any]) -> None:
+        await vm.local.stop(data["region"])
+
+    async def unstore(data: dict[str, Any]) -> None:
+        loan = vm.book.get(data["lease"])
+        if loan is None:
+            return
+        session = await vm.keeper.session(loan.lease.lender)
+        granted = await session.resume(loan.id, loan.lease.epoch)
+        if granted.memory is not None:
+            where = session.data_address(granted.memory)
+            pager = vm.pager("places")
+            await pager.store(loan.region, loan.number, granted.lease, granted.memory, where, deadline=_DEADLINE)
+
+    async def home(data: dict[str, Any]) -> None:
+        with contextlib.suppress(NotFoundError):
+            await vm.pager("home").home(data["region"], False)
 
     async def cache(data: dict[str, Any]) -> None:
         vm.journal.put(TUNING, data["told"])
@@ -85,14 +119,16 @@ def undos(vm: Vm) -> dict[str, Undo]:
         size = data["before"] if loan is None else min(data["before"], loan.lease.committed)
         await virtio_mem.resize(vm.qmp, data["device"], size, deadline=_DEADLINE)
         if loan is not None:
-            vm.book.put(msgspec.structs.replace(loan, size=size))
+            vm.book.resize(loan.region, size)
 
     async def commit(data: dict[str, Any]) -> None:
+        loan = vm.book.get(data["lease"])
+        if loan is not None and not loan.leased:
+            return
         session = await vm.keeper.session(data["lender"])
         lease = await session.resize(data["lease"], data["epoch"], data["before"])
-        loan = vm.book.get(data["lease"])
         if loan is not None:
-            vm.book.put(msgspec.structs.replace(loan, lease=lease))
+            vm.book.put(msgspec.structs.replace(vm.book.get(loan.id) or loan, lease=lease))
 
     async def plug_cpu(data: dict[str, Any]) -> None:
         # Under TCG device_del of a vCPU kills QEMU: there it stays, parked, for the next attach.
@@ -113,6 +149,8 @@ def undos(vm: Vm) -> dict[str, Undo]:
             return
         loan = msgspec.structs.replace(loan, state=AttachmentState.ATTACHED)
         vm.book.put(loan)
+        if not loan.leased:
+            return
         try:
             session = await vm.keeper.session(loan.lease.lender)
             reply = await session.report(loan.id, loan.lease.epoch, LeaseEvent.PLUGGED)
@@ -126,6 +164,10 @@ def undos(vm: Vm) -> dict[str, Undo]:
         "book": book,
         "serve": serve,
         "cache": cache,
+        "store": store,
+        "local-copy": local_copy,
+        "unstore": unstore,
+        "home": home,
         "plug-dimm": plug_dimm,
         "online-memory": online_memory,
         "offline-memory": offline_memory,

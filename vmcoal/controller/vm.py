@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from vmcoal.backends.base import MemoryEngine, PagingEngine
+from vmcoal.backends.local_copy import LocalCopies
 from vmcoal.controller.journal import Journal
 from vmcoal.controller.keeper import Keeper
 from vmcoal.controller.loans import LoanBook
@@ -45,6 +46,7 @@ class Vm:
     holder: Holder
     launcher: Launcher
     engine: MemoryEngine
+    local: LocalCopies
     keeper: Keeper
     metrics: ControllerMetrics
     monitor: Monitor | None = None

@@ -1,0 +1,219 @@
+"""Moving borrowed memory while it is used, on fakes: every failure and every kill leaves each page a place."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from framework.fake_pager import FakePager
+from framework.fake_vm import FakeLender, FakeVm, Killed, fake_vm
+from vmcoal.controller import places
+from vmcoal.controller.api import MoveRequest, MoveResult
+from vmcoal.controller.attach import attach
+from vmcoal.controller.detach import detach
+from vmcoal.controller.move import move
+from vmcoal.controller.reconcile import reconcile
+from vmcoal.controller.tune import restore
+from vmcoal.controller.vm import Vm
+from vmcoal.errors import ConflictError, DeadlineError, NotFoundError, RefusedError, UsageError, VmcoalError
+from vmcoal.model.attachment import AttachmentState, AttachRequest, DetachRequest, MemoryStyle, Plan
+from vmcoal.model.lease import LeaseState
+from vmcoal.model.machine import CpuMode
+from vmcoal.model.units import MIB
+
+pytestmark = pytest.mark.unit
+
+MEMORY = AttachRequest(lender="attic", memory=256 * MIB, deadline=10.0)
+GRAINS = msgspec.structs.replace(MEMORY, style=MemoryStyle.GRANULAR)
+ALL = DetachRequest(everything=True, deadline=10.0)
+WAYS = [("attic", "cellar"), ("attic", "home"), ("home", "cellar")]
+
+
+class Paged:
+    """A fake VM whose memory engine pages, and two lenders."""
+
+    def __init__(self, world: FakeVm) -> None:
+        self.world = world
+        self.pager = world.engine = FakePager(world.fuse)
+        world.lenders["cellar"] = FakeLender("cellar", rtt=60e-6)
+        world.qemu.version = (9, 0)
+
+    async def ready(self, source: str, request: AttachRequest = MEMORY) -> Vm:
+        """Return a controller of a VM whose memory is at ``source``."""
+        vm = self.world.controller()
+        await attach(vm, request, self.world.report)
+        if source == "home":
+            await self.move(vm, "attic", "home")
+        return vm
+
+    async def move(self, vm: Vm, source: str, target: str) -> MoveResult:
+        result = await move(vm, MoveRequest(source=source, target=target, deadline=10.0), self.world.report)
+        assert isinstance(result, MoveResult)
+        return result
+
+    def at(self, vm: Vm) -> str:
+        """Return where the one device's memory is, and check that the books of all sides agree: but for a lease whose
+        release was what failed, which ends when its time to live is over."""
+        (loan,) = vm.book
+        assert not loan.copy
+        assert loan.state is AttachmentState.ATTACHED
+        (region,) = self.pager.paged.values()
+        held = {lease.id: lease for x in self.world.lenders.values() for lease in x.held()}
+        if self.world.fuse.broken == "release":
+            held = {lease: held[lease] for lease in held if lease == loan.id}
+        if loan.lease.lender == "home":
+            assert region.home
+            assert (region.away, region.places, held) == (0, {}, {})
+        else:
+            assert not region.home
+            assert {number: place.lease for number, place in region.places.items()} == {loan.number: loan.id}
+            assert set(held) == {loan.id}
+            assert held[loan.id].state is LeaseState.ACTIVE
+        assert vm.journal.open_operations() == []
+        return loan.lease.lender
+
+
+@pytest.fixture
+def paged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(places, "check_home_room", lambda away: None)
+    with fake_vm(tmp_path) as world:
+        yield Paged(world)
+
+
+@pytest.mark.parametrize(("source", "target"), WAYS)
+@pytest.mark.parametrize("request_", [MEMORY, GRAINS], ids=["dimm", "granular"])
+async def test_there(paged: Paged, source: str, target: str, request_: AttachRequest) -> None:
+    vm = await paged.ready(source, request_)
+    result = await paged.move(vm, source, target)
+    assert (result.source, result.target, result.memory_moved) == (source, target, 256 * MIB)
+    assert [at.lender for at in result.attachments] == [target]
+    assert paged.at(vm) == target
+    assert any("copy" in text or "pull" in text for text in paged.world.told)
+    device = next(iter(vm.book)).device
+    assert device in paged.world.qemu.devices
+    await detach(vm, ALL, paged.world.report)
+    assert paged.world.leftovers() == []
+    assert paged.pager.paged == {}
+
+
+@pytest.mark.parametrize(("source", "target"), WAYS)
+async def test_a_failure_at_any_call_leaves_it_at_one_place(tmp_path: Path, source: str, target: str) -> None:
+    for number in range(1, 40):
+        (tmp_path / str(number)).mkdir()
+        with fake_vm(tmp_path / str(number)) as world:
+            paged = Paged(world)
+            vm = await paged.ready(source)
+            world.fuse.arm(number, kill=False)
+            try:
+                await paged.move(vm, source, target)
+            except VmcoalError:
+                pass
+            else:
+                if len(world.fuse.calls) < number:
+                    return
+            world.fuse.disarm()
+            await places.tidy(vm)
+            assert paged.at(vm) in (source, target), f"after {world.fuse.calls}"
+            await detach(vm, ALL, world.report)
+            told = [left for left in world.leftovers() if world.fuse.broken != "release" or "lease" not in left]
+            assert told == []
+    pytest.fail("move never succeeded")
+
+
+@pytest.mark.parametrize(("source", "target"), WAYS)
+async def test_a_controller_killed_at_any_call(tmp_path: Path, source: str, target: str) -> None:
+    for number in range(1, 40):
+        (tmp_path / str(number)).mkdir()
+        with fake_vm(tmp_path / str(number)) as world:
+            paged = Paged(world)
+            vm = await paged.ready(source)
+            world.fuse.arm(number, kill=True)
+            try:
+                await paged.move(vm, source, target)
+            except Killed:
+                world.fuse.disarm()
+                after = world.controller()
+                await restore(after)
+                await reconcile(after)
+                assert paged.at(after) in (source, target), f"killed at {world.fuse.calls}"
+                await detach(after, ALL, world.report)
+                assert world.leftovers() == []
+            else:
+                return
+    pytest.fail("move never succeeded")
+
+
+@pytest.mark.parametrize(("source", "target"), WAYS)
+async def test_cancelling_leaves_it_at_one_place(paged: Paged, source: str, target: str) -> None:
+    vm = await paged.ready(source)
+    paged.pager.step = 0
+    (region,) = paged.pager.paged.values()
+    region.away = 64 * MIB if source != "home" else 0
+    task = asyncio.create_task(paged.move(vm, source, target))
+    while not any(text.startswith("2/") for text in paged.world.told[-1:]) and not region.home:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    # What is home belongs to the lender as soon as its pages may go there.
+    assert paged.at(vm) == (target if source == "home" else source)
+
+
+async def test_a_transfer_that_stands_still_is_undone(paged: Paged, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "STILL", 0.1)
+    vm = await paged.ready("attic")
+    paged.pager.step = 0
+    with pytest.raises(DeadlineError, match="no page has moved"):
+        await paged.move(vm, "attic", "cellar")
+    assert paged.at(vm) == "attic"
+
+
+async def test_a_target_that_cannot_be_reached(paged: Paged) -> None:
+    vm = await paged.ready("attic")
+    paged.pager.refuses.add("cellar")
+    with pytest.raises(VmcoalError, match="nothing answers"):
+        await paged.move(vm, "attic", "cellar")
+    assert paged.at(vm) == "attic"
+
+
+async def test_what_cannot_be_moved(paged: Paged, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = await paged.ready("attic")
+    with pytest.raises(UsageError):
+        await paged.move(vm, "attic", "attic")
+    with pytest.raises(NotFoundError, match="no memory at cellar"):
+        await paged.move(vm, "cellar", "home")
+    with pytest.raises(NotFoundError, match="no lender barn"):
+        await paged.move(vm, "attic", "barn")
+    paged.world.lenders["shed"] = FakeLender("shed", memory=128 * MIB)
+    with pytest.raises(RefusedError, match="128 MiB free"):
+        await paged.move(vm, "attic", "shed")
+
+    def full(away: int) -> None:
+        raise RefusedError("no room")
+
+    monkeypatch.setattr("vmcoal.controller.move.check_home_room", full)
+    with pytest.raises(RefusedError, match="no room"):
+        await paged.move(vm, "attic", "home")
+    assert paged.at(vm) == "attic"
+
+
+async def test_a_plan_changes_nothing(paged: Paged) -> None:
+    vm = await paged.ready("attic")
+    calls = len(paged.world.fuse.calls)
+    for target in ("cellar", "home"):
+        plan = await move(vm, MoveRequest(source="attic", target=target, dry_run=True), paged.world.report)
+        assert isinstance(plan, Plan)
+        assert plan.steps
+    assert len(paged.world.fuse.calls) == calls
+
+
+async def test_an_engine_that_does_not_page(tmp_path: Path) -> None:
+    with fake_vm(tmp_path, CpuMode.PLUG_PARK) as world:
+        vm = world.controller()
+        await attach(vm, MEMORY, world.report)
+        with pytest.raises(ConflictError, match="no way to move memory"):
+            await move(vm, MoveRequest(source="attic", target="home"), world.report)

@@ -1,0 +1,57 @@
+"""Leases as steps of a transaction: asked for, begun, confirmed, given back."""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+import msgspec
+
+from vmcoal.controller.loans import Loan
+from vmcoal.controller.transaction import Transaction
+from vmcoal.controller.vm import Vm
+from vmcoal.errors import NotFoundError, RefusedError, UnreachableError
+from vmcoal.fabric.messages import Granted
+from vmcoal.fabric.session import LenderSession
+from vmcoal.model.attachment import AttachmentState
+from vmcoal.model.lease import LeaseEvent, ResourceKind
+
+_LEASE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+_REQUEST_DEADLINE = 30.0
+
+
+async def borrow(
+    vm: Vm, session: LenderSession, trans: Transaction, kind: ResourceKind, amount: int, committed: int
+) -> Granted:
+    """Lease ``amount`` of ``kind`` as a step of ``trans``, and tell the lender that its use begins."""
+    token = secrets.token_hex(16)
+    async with trans.step("lease", lender=session.name, token=token, kind=kind, amount=amount, committed=committed):
+        granted = await session.request(kind, amount, committed=committed, token=token, deadline=_REQUEST_DEADLINE)
+    lease = granted.lease
+    vm.granted[token] = lease.id, lease.epoch
+    if not _LEASE_ID.fullmatch(lease.id) or vm.book.knows(lease.id):
+        raise RefusedError(f"{session.name} gave a lease an id that cannot be used", host=session.name)
+    if kind is ResourceKind.MEMORY and granted.memory is None:
+        raise RefusedError(f"{session.name} granted memory without a server", host=session.name)
+    lease = await session.report(lease.id, lease.epoch, LeaseEvent.ATTACH)
+    return msgspec.structs.replace(granted, lease=lease)
+
+
+async def settle(vm: Vm, session: LenderSession, loan: Loan) -> None:
+    """Tell the lender that the guest has what it lent."""
+    reply = await session.report(loan.id, loan.lease.epoch, LeaseEvent.PLUGGED)
+    current = vm.book.get(loan.id) or loan
+    vm.book.put(msgspec.structs.replace(current, state=AttachmentState.ATTACHED, lease=reply))
+
+
+async def release(vm: Vm, loan: Loan) -> str | None:
+    """Give a lease back to its lender and forget it; return a note for people if the lender was not told."""
+    note = None
+    if loan.leased:
+        try:
+            session = await vm.keeper.session(loan.lease.lender, deadline=5.0)
+            await session.release(loan.id, loan.lease.epoch)
+        except (UnreachableError, NotFoundError, RefusedError) as error:
+            note = f"{loan.lease.lender} was not told ({error}); it takes the lease back when its time is over"
+    vm.book.drop(loan.id)
+    return note
