@@ -9,7 +9,7 @@ SOURCES := $(shell find vmcoal qmp guest-agent dataplane tools/list-sources meso
 TESTS ?= tests
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test lint format docs bench bench-attach bench-memory soak clean
+.PHONY: help setup demo test lint format docs bench bench-attach bench-memory bench-policy bench-programs soak clean
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -21,6 +21,10 @@ $(VENV)/packages: tools/setup
 
 $(VENV)/test-packages: $(VENV)/packages
 	tools/setup --test
+	@touch $@
+
+$(VENV)/bench-packages: $(VENV)/packages
+	tools/setup --bench
 	@touch $@
 
 $(VENV)/installed: $(VENV)/packages $(SOURCES)
@@ -53,7 +57,13 @@ bench-attach: setup
 bench-memory: setup
 	@PYTHONPATH=tests $(PYTHON) tools/bench-memory
 
-bench: bench-attach bench-memory
+bench-policy: setup
+	@PYTHONPATH=tests $(PYTHON) tools/bench-policy $(BENCH_ARGS)
+
+bench-programs: setup $(VENV)/bench-packages
+	@PYTHONPATH=tests $(PYTHON) tools/bench-programs $(BENCH_ARGS)
+
+bench: bench-attach bench-memory bench-policy bench-programs
 
 soak: setup
 	$(PYTHON) -m pytest -m soak $(PYTEST_ARGS)
