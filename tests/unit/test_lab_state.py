@@ -20,6 +20,7 @@ from vmcoal.lab.state import (
     resolve_lab,
     write_lab,
 )
+from vmcoal.model.machine import Accel
 
 pytestmark = pytest.mark.unit
 
@@ -32,9 +33,10 @@ def spec(name: str = "lab") -> LabSpec:
         links=all_links(hosts, PROFILES["wifi"]),
         memory=1 << 30,
         cpus=1,
-        flavor=12,
+        flavor="12",
         iommu=False,
-        accel="tcg",
+        qemu="qemu-system-x86_64",
+        accel=Accel.TCG,
         accel_reason="there is no /dev/kvm",
         created="2026-01-01T00:00:00Z",
     )
@@ -78,21 +80,19 @@ def test_which_lab_is_meant() -> None:
         resolve_lab("../lab")
 
 
-async def test_one_command_at_a_time_changes_a_lab() -> None:
-    async with changing("lab"):
-        with pytest.raises(ConflictError, match="another command"):
-            async with changing("lab"):
-                pytest.fail("two commands have the lock")
+def test_one_command_at_a_time_changes_a_lab() -> None:
+    with changing("lab"):
+        with pytest.raises(ConflictError, match="another command"), changing("lab"):
+            pytest.fail("two commands have the lock")
         write_lab(spec())
-    async with changing("lab"):
+    with changing("lab"):
         remove_lab_folders("lab")
     assert known_labs() == []
 
 
-async def test_a_lab_that_did_not_come_to_be_leaves_no_folder() -> None:
-    with pytest.raises(RuntimeError):
-        async with changing("lab"):
-            raise RuntimeError
+def test_a_lab_that_did_not_come_to_be_leaves_no_folder() -> None:
+    with pytest.raises(RuntimeError), changing("lab"):
+        raise RuntimeError
     assert known_labs() == []
     assert not lab_state("lab").parent.exists()
 

@@ -44,6 +44,7 @@ COMMANDS: dict[str, Entry] = {
     "cordon": Entry(LENDING, "lend:cordon", "Lend nothing new; what is lent stays lent"),
     "drain": Entry(LENDING, "lend:drain", "Ask borrowers for everything back, and take it after a deadline"),
     "uncordon": Entry(LENDING, "lend:uncordon", "Lend again"),
+    "lab": Entry(HOST, "lab:lab", "Run several virtual hosts with KVM and bad links on this machine"),
     "doctor": Entry(HOST, "doctor:doctor", "Check what this host can do and say how to mend what is missing"),
     "image": Entry(HOST, "image:image", "Build and list guest images"),
     "completion": Entry(HOST, "about:completion", "Print a shell's completion script"),

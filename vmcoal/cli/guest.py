@@ -9,10 +9,7 @@ import shlex
 import shutil
 import socket
 import sys
-import termios
 import time
-import tty
-from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -21,6 +18,7 @@ from vmcoal import layout
 from vmcoal.cli.app import Command
 from vmcoal.cli.output import note
 from vmcoal.cli.params import SECONDS, resolve_vm, vm_argument
+from vmcoal.cli.terminal import raw_terminal, terminal_size
 from vmcoal.cli.vm import status_of, vm_call
 from vmcoal.control.client import connect
 from vmcoal.control.wire import Output
@@ -94,7 +92,7 @@ def run_in_guest(name: str, argv: tuple[str, ...], terminal: bool, stdin: bool, 
     """Run ``argv`` in VM ``name`` with this process's streams, and end this command with its exit code."""
     if terminal and not sys.stdin.isatty():
         raise UsageError("stdin is not a terminal", hint="leave -t away")
-    rows, columns = _terminal_size()
+    rows, columns = terminal_size()
     request = ExecRequest(
         argv=argv,
         tty=terminal,
@@ -104,7 +102,7 @@ def run_in_guest(name: str, argv: tuple[str, ...], terminal: bool, stdin: bool, 
         deadline=deadline,
         env={"TERM": os.environ.get("TERM", "dumb")} if terminal else {},
     )
-    with _raw_terminal() if terminal else contextlib.nullcontext():
+    with raw_terminal() if terminal else contextlib.nullcontext():
         result = vm_call(
             name,
             "exec",
@@ -112,7 +110,7 @@ def run_in_guest(name: str, argv: tuple[str, ...], terminal: bool, stdin: bool, 
             result=ExecResult,
             on_output=_pass_on,
             stdin=sys.stdin.fileno() if stdin else None,
-            terminal_size=_terminal_size if terminal else None,
+            terminal_size=terminal_size if terminal else None,
         )
     raise click.exceptions.Exit(result.code if result.code is not None else 128 + (result.signal or 0))
 
@@ -121,22 +119,6 @@ def _pass_on(output: Output) -> None:
     stream = sys.stdout if output.stream == 1 else sys.stderr
     stream.buffer.write(output.data)
     stream.flush()
-
-
-def _terminal_size() -> tuple[int, int]:
-    size = shutil.get_terminal_size()
-    return size.lines, size.columns
-
-
-@contextlib.contextmanager
-def _raw_terminal() -> Iterator[None]:
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    try:
-        tty.setraw(descriptor)
-        yield
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
 
 
 @click.command(cls=Command, example="vmcoal console web")
@@ -152,7 +134,7 @@ def console(vm: str | None) -> None:
     with connect(layout.vm_folders(name).console_socket, f"the console of VM {name}") as sock:
         note(f"console of VM {name}; Ctrl-] leaves it")
         sock.setblocking(True)
-        with _raw_terminal():
+        with raw_terminal():
             _shuttle(sock)
     note("left the console")
 

@@ -118,13 +118,13 @@ def logs(words: tuple[str, ...], lines: int | None) -> None:
         "controller": folders.controller_log,
         "qmp": folders.qmp_log,
     }[kind]
-    parts = [part for part in (path.with_name(path.name + ".1"), path) if part.exists()]
-    if not parts:
+    if not print_log(path, lines):
         raise NotFoundError(f"VM {name} has no {kind} log", hint=f"it would be {path}")
-    _print_tail(parts, lines)
 
 
-def _print_tail(parts: list[Path], lines: int | None) -> None:
+def print_log(path: Path, lines: int | None) -> bool:
+    """Print the last ``lines`` lines (``None``: all) of a log and of its older part; return whether there is one."""
+    parts = [part for part in (path.with_name(path.name + ".1"), path) if part.exists()]
     kept: deque[bytes] = deque(maxlen=lines)
     for part in parts:
         with part.open("rb") as file:
@@ -135,6 +135,7 @@ def _print_tail(parts: list[Path], lines: int | None) -> None:
     for line in kept:
         sys.stdout.buffer.write(line)
     sys.stdout.flush()
+    return bool(parts)
 
 
 @click.command(cls=Command, example="vmcoal controller web")

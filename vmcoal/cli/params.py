@@ -96,6 +96,18 @@ def host_name(otherwise: str) -> str:
     return name[:32].strip("-") or otherwise
 
 
+def _known_labs() -> list[str]:
+    from vmcoal.lab.state import known_labs
+
+    return known_labs()
+
+
+def _parse_link(text: str) -> object:
+    from vmcoal.lab.links import parse_link
+
+    return parse_link(text)
+
+
 SIZE = _Parsed("SIZE", parse_size)
 SECONDS = _Parsed("DURATION", parse_duration)
 COUNT = _Parsed("N", _whole(1, 4096))
@@ -105,6 +117,8 @@ VM = _Name("VM", layout.known_vms)
 LENDER = _Name("lender", paired_lenders)
 PLACE = _Name("lender", lambda: [HOME, *paired_lenders()])
 LOCAL_LENDER = _Name("lender", local_lenders)
+LAB = _Name("lab", _known_labs)
+LINK = _Parsed("LINK", _parse_link)
 
 vm_argument = click.argument("vm", required=False, type=VM, metavar="[VM]")
 output_option = click.option(

@@ -6,32 +6,36 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, PrerequisiteError, UsageError
 from vmcoal.lab.network import LabLink
-from vmcoal.layout import check_name, make_private, runtime_home, state_home
+from vmcoal.layout import LabHostFolders, check_name, make_private, runtime_home, state_home
+from vmcoal.model.machine import Accel
 
 DEFAULT_LAB = "lab"
 
 
 class LabSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A lab as it was asked for and made. ``memory`` bytes and ``cpus`` of each host; ``flavor`` Debian's release in
-    the hosts, 12 or 13; ``iommu`` whether they have an emulated IOMMU; ``accel`` what runs them; ``created`` UTC."""
+    the hosts, 12 or 13; ``iommu`` whether they have an emulated IOMMU; ``accel`` what runs them, by ``qemu``;
+    ``created`` UTC; ``complete``: all of its hosts were up once."""
 
     name: str
     hosts: tuple[str, ...]
     links: tuple[LabLink, ...]
     memory: int
     cpus: int
-    flavor: int
+    flavor: str
     iommu: bool
-    accel: str
+    qemu: str
+    accel: Accel
     accel_reason: str
     created: str
+    complete: bool = False
 
 
 def lab_state(name: str) -> Path:
@@ -42,6 +46,17 @@ def lab_state(name: str) -> Path:
 def lab_runtime(name: str) -> Path:
     """Return the runtime folder of lab ``name``; nothing is created."""
     return runtime_home() / "lab" / check_name(name, "lab")
+
+
+def host_folders(name: str, host: str) -> LabHostFolders:
+    """Return the folders of a host of lab ``name``; nothing is created."""
+    check_name(host, "host")
+    return LabHostFolders(lab_runtime(name) / host, lab_state(name) / host)
+
+
+def left_hosts(name: str) -> list[str]:
+    """Return the hosts of lab ``name`` that have a runtime folder, running or not, sorted."""
+    return sorted(path.name for path in lab_runtime(name).glob("*") if path.is_dir())
 
 
 def known_labs() -> list[str]:
@@ -119,8 +134,8 @@ def remove_lab_folders(name: str) -> None:
         ) from error
 
 
-@contextlib.asynccontextmanager
-async def changing(name: str) -> AsyncIterator[None]:
+@contextlib.contextmanager
+def changing(name: str) -> Iterator[None]:
     """Hold the lock under which lab ``name`` is changed. Raises `ConflictError` where another command has it.
 
     The lock is a lock of the state folder itself, which exists as long as the lab does and ends with its holder.
