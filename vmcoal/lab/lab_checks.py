@@ -56,7 +56,7 @@ def choose_accel(qemu: str, wanted: Accel | None) -> tuple[Accel, str]:
     """Return what runs the hosts, and why: KVM where it runs guests here and their KVM works too, else TCG, which
     emulates a processor with virtualization. Blocks. Raises `PrerequisiteError` where ``wanted`` cannot be had."""
     probe = probe_accel(qemu)
-    nests, why = nested_kvm(ThisMachine()) if probe.kvm else (False, probe.reason)
+    nests, why = nested_kvm(ThisMachine()) if probe.kvm else (False, f"no KVM here: {probe.reason}")
     if wanted is Accel.KVM and not nests:
         raise PrerequisiteError(
             f"the hosts cannot run under KVM: {why}", hint=probe.remedy or "vmcoal lab up --accel tcg"
