@@ -1,4 +1,5 @@
 # make demo   everything from nothing: install, build the image, lend, boot, attach, check, detach
+# make lab-tour   three virtual hosts with KVM on this machine, and a guest that grows by memory of two of them
 # make test   install what is missing and run every test this machine can run
 # The rest is for people who work on vmcoal; see CONTRIBUTING.md.
 
@@ -9,7 +10,7 @@ SOURCES := $(shell find vmcoal qmp guest-agent dataplane tools/list-sources meso
 TESTS ?= tests
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo test lint format docs bench bench-attach bench-memory bench-policy bench-programs soak clean
+.PHONY: help setup demo lab-tour test lint format docs bench bench-attach bench-memory bench-policy bench-programs soak clean
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -33,6 +34,9 @@ $(VENV)/installed: $(VENV)/packages $(SOURCES)
 
 demo: setup
 	@tools/demo
+
+lab-tour: setup
+	@$(VENV)/bin/vmcoal lab tour
 
 test: setup $(VENV)/test-packages
 	@tools/run-tests $(TESTS) $(PYTEST_ARGS)

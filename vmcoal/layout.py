@@ -268,10 +268,20 @@ def lender_folders(name: str) -> LenderFolders:
     return LenderFolders(runtime_home() / "lend" / name, state_home() / "lend" / name)
 
 
-def lab_host_folders(name: str) -> LabHostFolders:
-    """Return the folders of the lab's host ``name``; nothing is created."""
+def lab_state(lab: str) -> Path:
+    """Return the state folder of lab ``lab``; nothing is created."""
+    return state_home() / "lab" / check_name(lab, "lab")
+
+
+def lab_runtime(lab: str) -> Path:
+    """Return the runtime folder of lab ``lab``; nothing is created."""
+    return runtime_home() / "lab" / check_name(lab, "lab")
+
+
+def lab_host_folders(name: str, lab: str = "lab") -> LabHostFolders:
+    """Return the folders of host ``name`` of lab ``lab``; nothing is created."""
     check_name(name, "host")
-    return LabHostFolders(runtime_home() / "lab" / name, state_home() / "lab" / name)
+    return LabHostFolders(lab_runtime(lab) / name, lab_state(lab) / name)
 
 
 def known_vms() -> list[str]:

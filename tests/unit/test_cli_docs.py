@@ -76,7 +76,7 @@ def test_the_layout_page_is_the_layout() -> None:
     vm, lender = layout.vm_folders("name"), layout.lender_folders("name")
     state = {layout.identity_key(), layout.known_lenders(), layout.crash_home()}
     assert all(path.parent == layout.state_home() for path in state)
-    assert set(page["State"]) == {path.name for path in state} | {"path", "vm/NAME", "lend/NAME"}
+    assert set(page["State"]) == {path.name for path in state} | {*("path", "vm/NAME", "lend/NAME", "lab/NAME")}
     assert set(page["State of a VM"]) == names(vm, vm.state) | {
         "path",
         "known_hosts",
@@ -88,6 +88,12 @@ def test_the_layout_page_is_the_layout() -> None:
     assert mount.parent == vm.runtime
     assert set(page["Runtime of a VM"]) == names(vm, vm.runtime) | {"path", mount.name}
     assert set(page["Runtime of a lender"]) == names(lender, lender.runtime) | {"path"}
+    host = layout.lab_host_folders("host1", "name")
+    told = {Path(path).name for path in page["State of a lab"]} - {"path", "lab.json"}
+    assert told == names(host, host.state) - {"journal.sqlite"}
+    assert set(page["Runtime of a lab"]) == {"path"} | {
+        f"HOST/{path.name}" for path in (host.holder_socket, *map(host.socket, ("qmp", "console", "agentN")))
+    }
     assert set(page["Lent bytes"]) == {"path", "LENDER-LEASE-GENERATION.mem"}
     lent = layout.LenderFolders(Path("/r/LENDER"), Path("/s/LENDER")).memory("LEASE", "GENERATION")
     assert lent == layout.shm_home() / "LENDER-LEASE-GENERATION.mem"

@@ -24,8 +24,8 @@ from vmcoal.lab import image, lab, lab_checks
 from vmcoal.lab.lab import LabRequest, LabStatus, lab_down, lab_kill, lab_link, lab_status, lab_up
 from vmcoal.lab.lab_checks import check_memory, check_space, choose_accel, needed_memory, nested_kvm
 from vmcoal.lab.links import PROFILES
-from vmcoal.lab.state import known_labs, lab_runtime, lab_state, read_lab
-from vmcoal.layout import LabHostFolders
+from vmcoal.lab.state import known_labs, read_lab
+from vmcoal.layout import LabHostFolders, lab_runtime, lab_state
 from vmcoal.model.machine import Accel
 from vmcoal.model.units import GIB, MIB
 

@@ -12,14 +12,13 @@ from vmcoal.lab.state import (
     LabSpec,
     changing,
     known_labs,
-    lab_runtime,
-    lab_state,
     make_lab_folders,
     read_lab,
     remove_lab_folders,
     resolve_lab,
     write_lab,
 )
+from vmcoal.layout import lab_runtime, lab_state
 from vmcoal.model.machine import Accel
 
 pytestmark = pytest.mark.unit

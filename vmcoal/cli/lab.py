@@ -305,9 +305,10 @@ def kill(host: str, name: str | None) -> None:
 def logs(host: str, kind: str, name: str | None, lines: int | None) -> None:
     """Print what a host wrote: its serial console (the default), QEMU's stderr, or QMP's transcript."""
     from vmcoal.cli.lifecycle import print_log
-    from vmcoal.lab.state import host_folders, resolve_lab
+    from vmcoal.lab.state import resolve_lab
+    from vmcoal.layout import lab_host_folders
 
-    folders = host_folders(resolve_lab(name), host)
+    folders = lab_host_folders(host, resolve_lab(name))
     path = {"console": folders.console_log, "qemu": folders.qemu_log, "qmp": folders.qmp_log}[kind]
     if not print_log(path, lines):
         raise NotFoundError(f"{host} has no {kind} log", hint=f"it would be {path}")

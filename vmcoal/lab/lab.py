@@ -39,13 +39,12 @@ from vmcoal.lab.network import (
 from vmcoal.lab.state import (
     LabSpec,
     changing,
-    host_folders,
     left_hosts,
     read_lab,
     remove_lab_folders,
     write_lab,
 )
-from vmcoal.layout import state_home
+from vmcoal.layout import lab_host_folders, state_home
 from vmcoal.model.machine import Accel
 from vmcoal.model.units import format_size
 from vmcoal.together import together
@@ -201,7 +200,7 @@ async def _start(
         with _on(name):
             host = await Host.start(
                 made,
-                host_folders(spec.name, name),
+                lab_host_folders(name, spec.name),
                 network=netdev_argv(name, wiring.links, numbers),
                 fds={numbers[peer]: fd for peer, fd in fds.items()},
                 deadline=_START,
@@ -254,7 +253,7 @@ async def _running(name: str) -> dict[str, int]:
     found = {}
     for host in left_hosts(name):
         with contextlib.suppress(UnreachableError):
-            async with await Holder.connect(host_folders(name, host).holder_socket, deadline=_CONNECT) as holder:
+            async with await Holder.connect(lab_host_folders(host, name).holder_socket, deadline=_CONNECT) as holder:
                 found[host] = holder.pid
     return found
 
@@ -306,7 +305,7 @@ async def lab_down(name: str) -> list[str]:
 
 
 async def _end(name: str, host: str) -> str | None:
-    folders = host_folders(name, host)
+    folders = lab_host_folders(host, name)
     with _on(host):
         try:
             async with await Holder.connect(folders.holder_socket, deadline=_CONNECT) as holder:
@@ -332,7 +331,7 @@ async def lab_host(name: str, host: str) -> AsyncIterator[Host]:
     if host not in spec.hosts:
         raise NotFoundError(f"lab {name} has no host {host!r}", hint=f"its hosts are {', '.join(spec.hosts)}")
     try:
-        found = await Host.connect(host_folders(name, host), deadline=_CONNECT)
+        found = await Host.connect(lab_host_folders(host, name), deadline=_CONNECT)
     except (NotFoundError, UnreachableError) as error:
         raise UnreachableError(
             f"{host} of lab {name} does not run", host=host, hint=f"vmcoal lab up --name {name} starts it again"

@@ -13,7 +13,7 @@ import msgspec
 
 from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, PrerequisiteError, UsageError
 from vmcoal.lab.network import LabLink
-from vmcoal.layout import LabHostFolders, check_name, make_private, runtime_home, state_home
+from vmcoal.layout import check_name, lab_runtime, lab_state, make_private, runtime_home, state_home
 from vmcoal.model.machine import Accel
 
 DEFAULT_LAB = "lab"
@@ -36,22 +36,6 @@ class LabSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     accel_reason: str
     created: str
     complete: bool = False
-
-
-def lab_state(name: str) -> Path:
-    """Return the state folder of lab ``name``; nothing is created."""
-    return state_home() / "lab" / check_name(name, "lab")
-
-
-def lab_runtime(name: str) -> Path:
-    """Return the runtime folder of lab ``name``; nothing is created."""
-    return runtime_home() / "lab" / check_name(name, "lab")
-
-
-def host_folders(name: str, host: str) -> LabHostFolders:
-    """Return the folders of a host of lab ``name``; nothing is created."""
-    check_name(host, "host")
-    return LabHostFolders(lab_runtime(name) / host, lab_state(name) / host)
 
 
 def left_hosts(name: str) -> list[str]:
