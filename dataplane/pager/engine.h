@@ -96,6 +96,7 @@ struct fault {
 	struct region *region;
 	uint32_t page;
 	enum page_event event;
+	uint32_t needs; /* pages that there has to be room for */
 };
 
 struct extent {
@@ -122,6 +123,9 @@ struct engine {
 	uint8_t *states;
 	struct policy policy;
 	uint32_t budget, charged, writing;
+	/* Pages that may be on their way home while there is room for others: as many as the link needs, and no more. */
+	uint32_t depth;
+	bool short_of_room; /* something that was wanted did not get room since the last look */
 	uint64_t counts[PAGE_STATES]; /* pages in each state */
 	struct region *regions[REGIONS_MAX];
 	uint64_t serial; /* raised by every change of regions and stores */
@@ -281,6 +285,8 @@ void table_settle(struct engine *engine, struct region *region, uint32_t page, u
 bool table_behind(const struct region *region, unsigned store, uint32_t page);
 void table_note_behind(struct region *region, unsigned store, uint32_t page, bool behind);
 bool table_room(const struct engine *engine, uint32_t pages);
+/* The same for what nobody waits for: something is left. Notes that there was none. */
+bool table_room_ahead(struct engine *engine);
 uint32_t table_reserve(const struct engine *engine);
 /* The bytes of a held page. `used`: whether its marker was; NULL: nobody can know. */
 char *held_take(struct engine *engine, uint32_t id, const bool *used);

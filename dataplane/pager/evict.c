@@ -296,6 +296,21 @@ static bool anywhere(struct lane *lane, struct view *view, int64_t now)
 	return writable(lane, view, 0, now) || writable(lane, view, 1, now);
 }
 
+/* Under the lock: how many pages that are not on their way home may be here. Write-back goes as deep as keeps room for
+ * what comes: deeper where room was short although everything that may be written was, shallower with time. */
+static uint32_t evict_goal(struct engine *engine, uint32_t wanted)
+{
+	uint32_t reserve = table_reserve(engine), goal = engine->budget - reserve;
+
+	if (engine->short_of_room && engine->writing * 2 >= engine->depth)
+		engine->depth = engine->depth ? engine->depth * 2 : reserve;
+	engine->short_of_room = false;
+	if (engine->depth > engine->budget / 2)
+		engine->depth = engine->budget / 2;
+	wanted += engine->depth;
+	return goal - (wanted < goal * 3 / 4 ? wanted : goal * 3 / 4);
+}
+
 void evict(struct lane *lane, uint32_t wanted)
 {
 	struct engine *engine = lane->engine;
@@ -306,8 +321,7 @@ void evict(struct lane *lane, uint32_t wanted)
 
 	for (;;) {
 		pthread_mutex_lock(&engine->lock);
-		goal = engine->budget - table_reserve(engine);
-		goal -= wanted < goal / 2 ? wanted : goal / 2;
+		goal = evict_goal(engine, wanted);
 		want = engine->charged - engine->writing;
 		if (want <= goal || engine->ending) {
 			pthread_mutex_unlock(&engine->lock);
@@ -320,6 +334,7 @@ void evict(struct lane *lane, uint32_t wanted)
 			pthread_mutex_unlock(&engine->lock);
 			return;
 		}
+		engine->depth -= engine->depth / 256;
 		/* A little more than needed, so that it pays. */
 		want = want - goal + table_reserve(engine) / 4;
 		dropped = stored = kept = unprotected = 0;
@@ -403,7 +418,7 @@ static void resync_region(struct lane *lane, struct view *view, unsigned behind,
 		byte = table_byte(engine, region, page);
 		if (!table_behind(region, behind, page)) {
 			;
-		} else if (*byte == PAGE_ABSENT && engine->charged + table_reserve(engine) / 2 < engine->budget) {
+		} else if (*byte == PAGE_ABSENT && table_room_ahead(engine)) {
 			table_step(engine, region, page, EVENT_WRITE);
 			operations[fetched++] = fetch_begin(view, page, 1);
 		} else if (*byte == PAGE_HELD) {

@@ -62,7 +62,7 @@ static bool prefetch_page(struct engine *engine, struct view *view, uint32_t pag
 {
 	uint8_t byte = *table_byte(engine, view->region, page);
 
-	if (byte != PAGE_ABSENT || engine->charged + table_reserve(engine) / 2 >= engine->budget)
+	if (byte != PAGE_ABSENT || !table_room_ahead(engine))
 		return false;
 	table_step(engine, view->region, page, write ? EVENT_WRITE : EVENT_PREFETCH);
 	engine->stats[STAT_PREFETCHED]++;
@@ -77,8 +77,7 @@ static void zero_ahead(struct lane *lane, struct view *view, uint32_t page, uint
 	uint32_t ready = 0;
 
 	pthread_mutex_lock(&engine->lock);
-	while (ready < count && *table_byte(engine, region, page + ready) == PAGE_ZERO &&
-	       engine->charged + table_reserve(engine) / 2 < engine->budget) {
+	while (ready < count && *table_byte(engine, region, page + ready) == PAGE_ZERO && table_room_ahead(engine)) {
 		table_step(engine, region, page + ready, write ? EVENT_WRITE : EVENT_READ);
 		*table_byte(engine, region, page + ready++) |= PAGE_BUSY;
 	}
@@ -142,7 +141,7 @@ static void prefetch(struct lane *lane, struct view *view, const struct stream_w
 }
 
 /* Under the lock. */
-static void defer(struct engine *engine, struct region *region, uint32_t page, enum page_event event)
+static void defer(struct engine *engine, struct region *region, uint32_t page, enum page_event event, uint32_t needs)
 {
 	if (engine->deferred_count == engine->deferred_room) {
 		engine->deferred_room = engine->deferred_room ? engine->deferred_room * 2 : 64;
@@ -150,8 +149,20 @@ static void defer(struct engine *engine, struct region *region, uint32_t page, e
 		if (!engine->deferred)
 			abort();
 	}
-	engine->deferred[engine->deferred_count++] = (struct fault){region, page, event};
+	engine->deferred[engine->deferred_count++] = (struct fault){region, page, event, needs};
 	engine->stats[STAT_DEFERRED]++;
+	engine->short_of_room = true;
+}
+
+/* Under the lock: the first of the deferred faults that there is room for, or their number. */
+static unsigned deferred_find(const struct engine *engine)
+{
+	unsigned i = 0;
+
+	/* When nothing is on its way home there will not be more room than there is. */
+	while (i < engine->deferred_count && !table_room(engine, engine->writing ? engine->deferred[i].needs : 1))
+		i++;
+	return i;
 }
 
 void faults_resume(struct lane *lane)
@@ -161,14 +172,17 @@ void faults_resume(struct lane *lane)
 
 	for (;;) {
 		struct view *view;
+		unsigned i;
 
 		pthread_mutex_lock(&engine->lock);
-		if (!engine->deferred_count || !table_room(engine, 1)) {
+		i = deferred_find(engine);
+		if (i == engine->deferred_count) {
 			pthread_mutex_unlock(&engine->lock);
 			return;
 		}
-		fault = engine->deferred[0];
-		memmove(engine->deferred, engine->deferred + 1, --engine->deferred_count * sizeof fault);
+		fault = engine->deferred[i];
+		memmove(engine->deferred + i, engine->deferred + i + 1,
+			(--engine->deferred_count - i) * sizeof fault);
 		view = lane->views[fault.region->slot];
 		pthread_mutex_unlock(&engine->lock);
 		if (view && view->region == fault.region)
@@ -192,6 +206,16 @@ static void install_one(struct lane *lane, struct view *view, uint32_t page, con
 	table_release(engine, view->region, page, 1, true, true);
 }
 
+/* Under the lock: how many pages there has to be room for. A stream that fills memory quicker than it can go home waits for
+ * room for a run: it would have to wait in any case, and page by page it would cost a fault each. */
+static uint32_t fault_needs(const struct engine *engine, const struct region *region, uint32_t page,
+			    enum page_state before)
+{
+	if (before != PAGE_ZERO || engine->writing < RUN_MAX || !streams_follow(&region->streams, page))
+		return 1;
+	return table_reserve(engine) / 2 + RUN_MAX;
+}
+
 void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum page_event event)
 {
 	struct engine *engine = lane->engine;
@@ -201,6 +225,7 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 	enum page_state before;
 	struct page_step step;
 	unsigned wished = 0;
+	uint32_t needs;
 	char *held = NULL;
 	uint8_t *byte;
 
@@ -215,8 +240,8 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 	}
 	step = page_step(before, event);
 	if ((step.action == ACTION_FETCH || step.action == ACTION_ZERO_CLEAN || step.action == ACTION_ZERO_DIRTY) &&
-	    !region->home && !table_room(engine, 1)) {
-		defer(engine, region, page, event);
+	    !region->home && !table_room(engine, needs = fault_needs(engine, region, page, before))) {
+		defer(engine, region, page, event, needs);
 		pthread_mutex_unlock(&engine->lock);
 		return;
 	}
@@ -224,7 +249,9 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 	engine->stats[STAT_FOUND] += before != PAGE_ABSENT && before != PAGE_ZERO && before != PAGE_LOST;
 	if (before == PAGE_ABSENT)
 		wished = streams_fault(&region->streams, page, event != EVENT_READ, FOUND_ABSENT, wishes);
-	else if (before == PAGE_ZERO || before == PAGE_HELD)
+	else if (before == PAGE_ZERO)
+		wished = streams_fault(&region->streams, page, event != EVENT_READ, FOUND_ZERO, wishes);
+	else if (before == PAGE_HELD)
 		wished = streams_fault(&region->streams, page, event != EVENT_READ, FOUND_MARKER, wishes);
 	else if (step.action == ACTION_WAIT && !(*byte & PAGE_NOTED) && before != PAGE_LOST)
 		wished = streams_fault(&region->streams, page, event != EVENT_READ, FOUND_LATE, wishes);

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WINDOW_FIRST = 4, WINDOW_FLOOR = 2 * STREAM_WISH_MAX, DOUBT_SILENT = 8, DOUBT_MAX = 64 };
+enum { WINDOW_FIRST = 4, WINDOW_FLOOR = 4 * STREAM_WISH_MAX, DOUBT_SILENT = 8, DOUBT_MAX = 64 };
 
 void streams_init(struct streams *streams, uint32_t pages, uint32_t window_max)
 {
@@ -102,10 +102,10 @@ unsigned streams_fault(struct streams *streams, uint32_t page, bool write, enum 
 		if (find == FOUND_MARKER && streams->doubt)
 			streams->doubt--;
 		/* The reader has caught up with what was asked for, or not all of it was fetched: ask again from here. */
-		if (find == FOUND_ABSENT || (page - stream->ahead) / stream->step > 0 || page == stream->ahead)
+		if (find == FOUND_ABSENT || find == FOUND_ZERO || (page - stream->ahead) / stream->step > 0 || page == stream->ahead)
 			stream->ahead = (int64_t)page + stream->step;
 		/* Up to the floor it grows in any case: one fault for many pages is worth it on the quickest link. */
-		if (find != FOUND_MARKER || stream->window < WINDOW_FLOOR)
+		if (find == FOUND_ABSENT || find == FOUND_LATE || stream->window < WINDOW_FLOOR)
 			stream->window = stream->window ? stream->window * 2 : WINDOW_FIRST;
 		if (stream->window > streams->window_max)
 			stream->window = streams->window_max;
@@ -124,6 +124,14 @@ unsigned streams_fault(struct streams *streams, uint32_t page, bool write, enum 
 	stream->write = write;
 	stream->stamp = ++streams->stamp;
 	return stream->window ? wish(streams, stream, wishes) : 0;
+}
+
+bool streams_follow(const struct streams *streams, uint32_t page)
+{
+	for (int i = 0; i < STREAMS; i++)
+		if (streams->table[i].window && reaches(&streams->table[i], page))
+			return true;
+	return false;
 }
 
 void streams_unused(struct streams *streams, uint32_t page)

@@ -45,6 +45,7 @@ enum stream_find {
 	FOUND_ABSENT, /* the fault has to be fetched now */
 	FOUND_LATE,   /* it is on its way */
 	FOUND_MARKER, /* it was fetched in time */
+	FOUND_ZERO,   /* no store has it */
 };
 
 void streams_init(struct streams *streams, uint32_t pages, uint32_t window_max);
@@ -52,6 +53,9 @@ void streams_init(struct streams *streams, uint32_t pages, uint32_t window_max);
 /* A fault. Fills in up to STREAM_WISHES wishes and returns how many. */
 unsigned streams_fault(struct streams *streams, uint32_t page, bool write, enum stream_find find,
 		       struct stream_wish *wishes);
+
+/* Whether a stream brought its reader or writer to a page. */
+bool streams_follow(const struct streams *streams, uint32_t page);
 
 /* A marker was thrown away unused. */
 void streams_unused(struct streams *streams, uint32_t page);

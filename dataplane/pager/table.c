@@ -168,6 +168,14 @@ uint64_t table_waiting(const struct engine *engine, const struct region *region)
 	return waiting;
 }
 
+bool table_room_ahead(struct engine *engine)
+{
+	bool room = engine->charged + table_reserve(engine) / 2 < engine->budget;
+
+	engine->short_of_room |= !room;
+	return room;
+}
+
 char *held_take(struct engine *engine, uint32_t id, const bool *used)
 {
 	for (unsigned i = 0; i < HELD_MAX; i++)
