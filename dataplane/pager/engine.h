@@ -70,7 +70,6 @@ struct region {
 	uint32_t first; /* its first page in the engine's numbers */
 	uint32_t pages;
 	int file, meta_fd;
-	const char *map; /* read-only, of resident pages alone: touching another would make it */
 	struct meta *meta;
 	uint64_t device, inode;
 	struct streams streams;
@@ -215,6 +214,7 @@ struct lane {
 		void *head;
 		unsigned count;
 	} buffers[2];
+	char scratch[RUN_MAX * PAGE_SIZE]; /* what is sealed next */
 };
 
 /* lane.c */
@@ -265,10 +265,14 @@ void store_answered(struct lane *lane, struct request *request);
 void resync(struct lane *lane);
 
 /* memory.c: the guest's memory, by system calls */
+/* `bytes` NULL: zeros, at most RUN_MAX pages. False: QEMU is gone, or there is no memory for it. A page that is there
+ * already stays, and its threads are woken. */
 bool memory_install(const struct region *region, uint32_t page, uint32_t count, const char *bytes, bool protect);
 void memory_protect(const struct region *region, uint32_t page, uint32_t count, bool protect);
 void memory_drop(const struct region *region, uint32_t page, uint32_t count);
 void memory_wake(const struct region *region, uint32_t page, uint32_t count);
+/* By way of the file, so that no page is made that was not there. */
+bool memory_read(const struct region *region, uint32_t page, uint32_t count, char *bytes);
 
 /* table.c: the page table, under the lock */
 void table_set(struct engine *engine, struct region *region, uint32_t page, enum page_state state);

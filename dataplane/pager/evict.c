@@ -250,13 +250,25 @@ void trim(struct lane *lane)
 	}
 }
 
+/* Pages that cannot be read stay where they are. */
+static void keep(struct lane *lane, struct view *view, uint32_t page, uint32_t count)
+{
+	table_release(lane->engine, view->region, page, count, false, false);
+	lane->storing += (uint64_t)count * PAGE_SIZE;
+	finish(lane, operation_new(view, STORE, page, count));
+}
+
 /* Seal a run of pages, which are busy and on their way home, and send it. */
 static void store(struct lane *lane, struct view *view, uint32_t page, uint32_t count)
 {
 	struct region *region = view->region;
-	const char *bytes = region->map + (size_t)page * PAGE_SIZE;
+	const char *bytes = lane->scratch;
 
 	memory_protect(region, page, count, true);
+	if (!memory_read(region, page, count, lane->scratch)) {
+		keep(lane, view, page, count);
+		return;
+	}
 	for (uint32_t i = 0, run; i < count; i += run) {
 		bool zero = page_is_zero(bytes + (size_t)i * PAGE_SIZE);
 		struct operation *operation;

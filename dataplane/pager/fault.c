@@ -4,8 +4,6 @@
 
 #include "engine.h"
 
-static const char zeros[RUN_MAX * PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)));
-
 static void park(struct lane *lane, struct operation *operation)
 {
 	pthread_mutex_lock(&lane->engine->lock);
@@ -85,7 +83,7 @@ static void zero_ahead(struct lane *lane, struct view *view, uint32_t page, uint
 	pthread_mutex_unlock(&engine->lock);
 	if (!ready)
 		return;
-	if (!memory_install(region, page, ready, zeros, !write)) {
+	if (!memory_install(region, page, ready, NULL, !write)) {
 		pthread_mutex_lock(&engine->lock);
 		for (uint32_t i = 0; i < ready; i++)
 			table_set(engine, region, page + i, PAGE_ZERO);
@@ -292,7 +290,7 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 		break;
 	case ACTION_ZERO_CLEAN:
 	case ACTION_ZERO_DIRTY:
-		install_one(lane, view, page, zeros, step.action == ACTION_ZERO_CLEAN, before);
+		install_one(lane, view, page, NULL, step.action == ACTION_ZERO_CLEAN, before);
 		break;
 	case ACTION_CLEAN:
 	case ACTION_DIRTY:

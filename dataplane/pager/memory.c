@@ -22,34 +22,51 @@ void memory_wake(const struct region *region, uint32_t page, uint32_t count)
 		ioctl(region->faults, UFFDIO_WAKE, &range);
 }
 
-/* False: QEMU is gone, or there is no memory for it. A page that is there already stays, and its threads are woken. */
+/* One request of the kernel for a range; returns how many bytes were done, or a negative errno. */
+static int64_t copy_range(const struct region *region, uint64_t to, const char *bytes, uint64_t length, bool protect)
+{
+	struct uffdio_copy copy = {.dst = to,
+				   .src = (uint64_t)(uintptr_t)bytes,
+				   .len = length,
+				   .mode = protect ? UFFDIO_COPY_MODE_WP : 0};
+
+	if (!ioctl(region->faults, UFFDIO_COPY, &copy))
+		return (int64_t)length;
+	return copy.copy ? copy.copy : -errno;
+}
+
+/* Without a copy, but it cannot protect. */
+static int64_t zero_range(const struct region *region, uint64_t to, uint64_t length)
+{
+	struct uffdio_zeropage zero = {.range = {to, length}};
+
+	if (!ioctl(region->faults, UFFDIO_ZEROPAGE, &zero))
+		return (int64_t)length;
+	return zero.zeropage ? zero.zeropage : -errno;
+}
+
 bool memory_install(const struct region *region, uint32_t page, uint32_t count, const char *bytes, bool protect)
 {
-	struct uffdio_copy copy = {.dst = address(region, page),
-				   .src = (uint64_t)(uintptr_t)bytes,
-				   .len = (uint64_t)count * PAGE_SIZE,
-				   .mode = protect ? UFFDIO_COPY_MODE_WP : 0};
-	uint64_t step;
+	static const char zeros[RUN_MAX * PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)));
+	uint64_t to = address(region, page), end = address(region, page + count);
 
-	while (copy.len) {
-		copy.copy = 0;
-		if (region->faults < 0)
+	while (to < end) {
+		int64_t done = -ENOENT;
+
+		if (region->faults >= 0)
+			done = bytes || protect
+				       ? copy_range(region, to, bytes ? bytes : zeros, end - to, protect)
+				       : zero_range(region, to, end - to);
+		if (done == -EEXIST) {
+			memory_wake(region, (uint32_t)((to - region->base) / PAGE_SIZE), 1);
+			done = PAGE_SIZE;
+		}
+		if (done < 0 && done != -EAGAIN)
 			return false;
-		if (!ioctl(region->faults, UFFDIO_COPY, &copy))
-			return true;
-		if (copy.copy > 0)
-			step = (uint64_t)copy.copy;
-		else if (copy.copy == -EEXIST)
-			step = PAGE_SIZE;
-		else if (errno == EAGAIN || copy.copy == -EAGAIN)
-			continue;
-		else
-			return false;
-		if (copy.copy < 0)
-			memory_wake(region, (uint32_t)((copy.dst - region->base) / PAGE_SIZE), 1);
-		copy.dst += step;
-		copy.src += step;
-		copy.len -= step;
+		if (done > 0) {
+			bytes += bytes ? done : 0;
+			to += (uint64_t)done;
+		}
 	}
 	return true;
 }
@@ -72,4 +89,15 @@ void memory_drop(const struct region *region, uint32_t page, uint32_t count)
 		fprintf(stderr, "vmcoal-pager: %s: cannot drop pages: %s\n", region->id, strerror(errno));
 	/* The marks of the protection outlive the pages, and would protect their successors. */
 	memory_protect(region, page, count, false);
+}
+
+bool memory_read(const struct region *region, uint32_t page, uint32_t count, char *bytes)
+{
+	size_t left = (size_t)count * PAGE_SIZE;
+	off_t at = (off_t)page * PAGE_SIZE;
+
+	for (ssize_t part; left; left -= (size_t)part, at += part, bytes += part)
+		if ((part = pread(region->file, bytes, left, at)) <= 0)
+			return false;
+	return true;
 }

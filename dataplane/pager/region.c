@@ -108,8 +108,6 @@ static bool meta_fill(struct meta *meta, const char *id, uint64_t pages)
 
 static void region_free(struct region *region)
 {
-	if (region->map)
-		munmap((void *)region->map, (size_t)region->pages * PAGE_SIZE);
 	if (region->meta)
 		munmap(region->meta, meta_size(region->pages));
 	if (region->file >= 0)
@@ -147,14 +145,10 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	region->device = info.st_dev;
 	region->inode = info.st_ino;
 	failure = ENOMEM;
-	place = mmap(NULL, bytes, PROT_READ, MAP_SHARED, file, 0);
-	region->map = place == MAP_FAILED ? NULL : place;
 	place = mmap(NULL, meta_size(pages), PROT_READ | PROT_WRITE, MAP_SHARED, meta, 0);
 	region->meta = place == MAP_FAILED ? NULL : place;
-	if (!region->map || !region->meta)
+	if (!region->meta)
 		goto fail;
-	madvise((void *)region->map, bytes, MADV_NOHUGEPAGE);
-	madvise((void *)region->map, bytes, MADV_DONTDUMP);
 	madvise(region->meta, meta_size(pages), MADV_DONTDUMP);
 	failure = EINVAL;
 	if (fresh ? !meta_fill(region->meta, id, pages)
