@@ -4,7 +4,7 @@
 
 #include "engine.h"
 
-enum { VICTIMS = 256, STORING_MAX = 32 << 20, BLOCKED_US = 50000, RESYNC_US = 5000, TRIM_RUNS = 64 };
+enum { VICTIMS = 256, VICTIMS_SINGLE = 16, RUN_PAYS = 4, STORING_MAX = 32 << 20, BLOCKED_US = 50000, RESYNC_US = 5000, TRIM_RUNS = 64 };
 
 struct victim {
 	struct view *view;
@@ -66,13 +66,17 @@ static bool same_store(const struct view *view, unsigned store)
 	return view->stores[store].serial == view->region->meta->stores[store].serial;
 }
 
-static void drop(struct lane *lane, const struct victim *victims, uint32_t count)
+/* Returns how many runs they were. */
+static uint32_t drop(struct lane *lane, const struct victim *victims, uint32_t count)
 {
-	for (uint32_t run; count; victims += run, count -= run) {
+	uint32_t runs = 0;
+
+	for (uint32_t run; count; victims += run, count -= run, runs++) {
 		run = run_of(victims, count);
 		memory_drop(victims->view->region, victims->page, run);
 		table_release(lane->engine, victims->view->region, victims->page, run, false, false);
 	}
+	return runs;
 }
 
 /* Pages that are all zeros: no store needs to have them. They are dropped. */
@@ -327,7 +331,7 @@ void evict(struct lane *lane, uint32_t wanted)
 {
 	struct engine *engine = lane->engine;
 	struct victim drops[VICTIMS], stores[VICTIMS];
-	uint32_t returned[VICTIMS], dropped = 0, stored = 0, kept = 0, unprotected = 0, goal, want;
+	uint32_t returned[VICTIMS], dropped = 0, stored = 0, kept = 0, unprotected = 0, goal, want, runs;
 	struct victim changed[VICTIMS];
 	int64_t now;
 
@@ -350,7 +354,7 @@ void evict(struct lane *lane, uint32_t wanted)
 		/* A little more than needed, so that it pays. */
 		want = want - goal + table_reserve(engine) / 4;
 		dropped = stored = kept = unprotected = 0;
-		while (dropped + stored < want && dropped + stored + kept + unprotected < VICTIMS) {
+		while (dropped + stored < want && dropped + stored + kept + unprotected < lane->batch) {
 			uint32_t id = policy_victim(&engine->policy);
 			struct view *view = id == POLICY_NONE ? NULL : view_of(lane, id);
 			uint8_t *byte = &engine->states[id & POLICY_NONE];
@@ -393,15 +397,21 @@ void evict(struct lane *lane, uint32_t wanted)
 			memory_protect(changed[i].view->region, changed[i].page, 1, false);
 			table_release(engine, changed[i].view->region, changed[i].page, 1, true, false);
 		}
-		drop(lane, drops, dropped);
-		for (uint32_t i = 0, run; i < stored; i += run) {
+		runs = drop(lane, drops, dropped);
+		for (uint32_t i = 0, run; i < stored; i += run, runs++) {
 			run = run_of(stores + i, stored - i);
 			store(lane, stores[i].view, stores[i].page, run);
 		}
+		/* Pages that lie anywhere take long each, and a fault may come. */
+		lane->batch = dropped + stored < runs * RUN_PAYS ? VICTIMS_SINGLE : VICTIMS;
 		if (!dropped && !stored && !unprotected) {
 			lane->evict_us = now + BLOCKED_US;
 			if (lane->evict_us < lane->next_us)
 				lane->next_us = lane->evict_us;
+			return;
+		}
+		if (lane->batch == VICTIMS_SINGLE && !wanted) {
+			lane->next_us = 0;
 			return;
 		}
 	}

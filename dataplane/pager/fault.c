@@ -4,6 +4,9 @@
 
 #include "engine.h"
 
+/* What answers in more time than this is not waited for awake. */
+enum { SPIN_MAX_US = 200 };
+
 static void park(struct lane *lane, struct operation *operation)
 {
 	pthread_mutex_lock(&lane->engine->lock);
@@ -40,6 +43,13 @@ void fetch_send(struct lane *lane, struct operation *operation)
 	request->owner = operation;
 	request->buffer = buffer_get(lane, operation->count);
 	request->bytes = operation->count * PAGE_SIZE;
+	if (operation->demand) {
+		int64_t usual = view->links[view_store(view, best)][0].mean_us;
+
+		lane->waiting++;
+		if (usual && usual < SPIN_MAX_US)
+			lane->spin_us = now_us() + 2 * usual;
+	}
 	link_send(best, request, (uint64_t)operation->page * PAGE_SIZE);
 }
 
@@ -447,6 +457,7 @@ void fetch_answered(struct lane *lane, struct request *request)
 	bool failed = request->failed;
 
 	free(request);
+	lane->waiting -= operation->demand;
 	if (failed) {
 		buffer_put(lane, buffer, operation->count);
 		pthread_mutex_lock(&engine->lock);

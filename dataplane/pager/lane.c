@@ -1,5 +1,6 @@
 #include <errno.h>
 #include <linux/userfaultfd.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -385,6 +386,21 @@ static void happened(struct lane *lane, const struct epoll_event *event)
 	}
 }
 
+/* Wait for events. A lender on the same network answers in less time than it takes to go to sleep and to be woken, so
+ * for as long as its answers take the lane looks again and again, and lets others run in between. */
+static int wait_events(struct lane *lane, struct epoll_event *events, int timeout_ms)
+{
+	int count;
+
+	while (timeout_ms && lane->waiting && now_us() < lane->spin_us) {
+		count = epoll_wait(lane->epoll, events, EVENTS, 0);
+		if (count)
+			return count;
+		sched_yield();
+	}
+	return epoll_wait(lane->epoll, events, EVENTS, timeout_ms);
+}
+
 static bool lane_ended(struct lane *lane)
 {
 	bool ending;
@@ -427,7 +443,7 @@ static void *lane_run(void *argument)
 		next = next == INT64_MAX ? -1 : next <= now ? 0 : (next - now + 999) / 1000;
 		if (!TAILQ_EMPTY(&lane->done))
 			next = 0;
-		count = epoll_wait(lane->epoll, events, EVENTS, next > 60000 ? 60000 : (int)next);
+		count = wait_events(lane, events, next > 60000 ? 60000 : (int)next);
 		kicked = false;
 		for (int i = 0; i < count; i++) {
 			const struct tag *tag = events[i].data.ptr;
@@ -449,6 +465,7 @@ bool lane_start(struct engine *engine, unsigned number)
 	lane->engine = engine;
 	lane->number = number;
 	lane->next_us = INT64_MAX;
+	lane->batch = 1;
 	TAILQ_INIT(&lane->done);
 	TAILQ_INIT(&lane->parked);
 	lane->epoll = epoll_create1(EPOLL_CLOEXEC);

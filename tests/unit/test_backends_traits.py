@@ -72,6 +72,30 @@ def test_addresses_that_are_accepted(address: str) -> None:
     nbd.check_server(MemoryServer(1, "m1-1-a", "m1", nbd.new_psk()), address)
 
 
+@pytest.mark.parametrize(
+    ("flags", "system", "expected"),
+    [("fpu aes avx", False, True), ("fpu avx", False, False), ("fpu aes avx", True, False), (None, False, False)],
+)
+def test_aes_is_preferred_where_the_processor_has_it_and_the_host_says_nothing(
+    tmp_path: Path, flags: str | None, system: bool, expected: bool
+) -> None:
+    cpuinfo, priorities = tmp_path / "cpuinfo", tmp_path / "gnutls.config"
+    if flags is not None:
+        cpuinfo.write_text(f"flags\t\t: {flags}\n")
+    if system:
+        priorities.touch()
+    assert nbd.prefers_aes(cpuinfo, (priorities,)) is expected
+
+
+def test_what_tls_prefers_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GNUTLS_SYSTEM_PRIORITY_FILE", "/mine")
+    assert nbd.child_env()["GNUTLS_SYSTEM_PRIORITY_FILE"] == "/mine"
+    monkeypatch.delenv("GNUTLS_SYSTEM_PRIORITY_FILE")
+    path = nbd.child_env().get("GNUTLS_SYSTEM_PRIORITY_FILE")
+    assert (path is not None) is nbd.prefers_aes()
+    assert path is None or "CHACHA20" in Path(path).read_text()
+
+
 def test_child_env_passes_no_sockets_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_PID", "1")
     monkeypatch.setenv("LISTEN_FDNAMES", "x")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import secrets
@@ -140,11 +141,29 @@ def info_argv(address: str, port: int, export: str, identity: str, psk_file: Pat
     ]
 
 
+_PRIORITY_VARIABLE = "GNUTLS_SYSTEM_PRIORITY_FILE"
+_PRIORITY_FILE = Path(__file__).parent / "tls.config"
+_SYSTEM_PRIORITIES = (Path("/etc/gnutls/config"), Path("/etc/crypto-policies/back-ends/gnutls.config"))
+
+
+@functools.cache
+def prefers_aes(cpuinfo: Path = Path("/proc/cpuinfo"), system: tuple[Path, ...] = _SYSTEM_PRIORITIES) -> bool:
+    """Return whether TLS should use AES-GCM: the processor has instructions for it, and the host has no priorities of
+    its own, which stand. Source: GnuTLS manual, "System-wide configuration of the library"."""
+    try:
+        words = cpuinfo.read_text().split()
+    except OSError:
+        return False
+    return "aes" in words and not any(path.exists() for path in system)
+
+
 def child_env(sockets: int = 0) -> dict[str, str]:
     """Return the environment of a data-plane process; ``sockets`` listening ones begin at descriptor 3
     (sd_listen_fds(3)), which nbdkit takes over."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("LISTEN_")}
     env["LC_ALL"] = "C"
+    if prefers_aes():
+        env.setdefault(_PRIORITY_VARIABLE, str(_PRIORITY_FILE))
     if sockets:
         env["LISTEN_FDS"] = str(sockets)
     return env
