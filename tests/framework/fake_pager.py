@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from framework.fake_vm import FakeEngine, Fuse
 from vmcoal.backends.base import EngineTraits, MemoryRegion
 from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UnreachableError
+from vmcoal.model.activity import PagingActivity, StoreActivity
 from vmcoal.model.lease import Lease, MemoryServer
 from vmcoal.model.paging import LossPolicy, PageCopy, PagedRegion
 from vmcoal.model.units import MIB
@@ -46,6 +47,7 @@ class FakePager(FakeEngine):
         self.mapped = True
         self.step = 32 * MIB
         self.refuses: set[str] = set()
+        self.silent = False
 
     async def prepare(self, lease: Lease, server: MemoryServer, address: str, *, deadline: float) -> MemoryRegion:
         made = await super().prepare(lease, server, address, deadline=deadline)
@@ -83,6 +85,30 @@ class FakePager(FakeEngine):
         if found.home:
             found.away = max(0, found.away - self.step)
         return told
+
+    async def activity(self, *, deadline: float = 5.0) -> PagingActivity:
+        if self.silent:
+            raise UnreachableError("no pager listens")
+        return PagingActivity(
+            cache=self.cache,
+            faults=10,
+            found=8,
+            hit_ratio=0.8,
+            regions={
+                name: PagedRegion(size=one.size, away=one.away, lost=one.lost, waiting=one.waiting, policy=one.policy)
+                for name, one in self.paged.items()
+            },
+            stores=tuple(
+                StoreActivity(region=name, number=number, connected=place.connected, behind=place.behind)
+                for name, one in self.paged.items()
+                for number, place in sorted(one.places.items())
+            ),
+        )
+
+    async def sample(self, region: str, number: int, count: int, *, deadline: float = 15.0) -> tuple[float, float, int]:
+        if not self.paged[region].places[number].connected:
+            raise UnreachableError("store 0 is not linked")
+        return 0.0001, 0.002, min(count, self.paged[region].away // 4096)
 
     async def store(
         self, region: str, number: int, lease: Lease, server: MemoryServer, address: str, *, deadline: float

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import select
 import signal
 import subprocess
 import time
@@ -11,59 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from framework.held_memory import Holding
 from framework.path import Scene, kill, needs_pager, scene, until
 from vmcoal.model.lease import LeaseState
 from vmcoal.model.units import MIB
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
-
-HOLD = """
-import hashlib, mmap, sys
-size = {size} << 20
-memory = mmap.mmap(-1, size)
-for at in range(0, size, 4096):
-    memory[at : at + 4096] = hashlib.sha256(b"%d" % at).digest() * 128
-print("written", flush=True)
-for line in sys.stdin:
-    wrong = sum(
-        memory[at : at + 4096] != hashlib.sha256(b"%d" % at).digest() * 128 for at in range(0, size, 4096)
-    )
-    print(wrong, flush=True)
-"""
-"""Holds memory in use; for each line of input it prints how many pages are not as they were written."""
-
-
-class Holding:
-    """A program in the guest that uses memory of one node and can check it."""
-
-    def __init__(self, shed: Scene, node: int, size: int) -> None:
-        argv = ("numactl", f"--membind={node}", "python3", "-c", HOLD.format(size=size))
-        self._process = shed.spawn("exec", "-i", shed.vm, "--", *argv, stderr=subprocess.DEVNULL)
-        assert self._line() == b"written\n"
-
-    def _line(self) -> bytes:
-        assert self._process.stdout
-        return self._process.stdout.readline()
-
-    def ask(self) -> None:
-        assert self._process.stdin
-        self._process.stdin.write(b"?\n")
-        self._process.stdin.flush()
-
-    def wrong_pages(self) -> int:
-        self.ask()
-        return int(self._line())
-
-    def answer(self) -> int:
-        return int(self._line())
-
-    def answers(self) -> bool:
-        """Return whether there is an answer now."""
-        assert self._process.stdout
-        return bool(select.select([self._process.stdout], [], [], 0)[0])
-
-    def end(self) -> None:
-        self._process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +171,7 @@ def test_a_memory_server_that_hangs_stalls_the_guest_but_not_qemu(attached: tupl
     finally:
         kill(server, signal.SIGCONT)
         kill(lender, signal.SIGCONT)
-    assert program.answer() == 0
+    assert int(program.line()) == 0
     program.end()
     until(lambda: not shed.status().degraded, "all being well", 40)
 

@@ -21,6 +21,7 @@ from vmcoal.cli.app import Command, Group, app
 from vmcoal.cli.catalog import COMMANDS
 from vmcoal.control.wire import API, Call, Output, Progress
 from vmcoal.controller.api import AttachResult, DetachResult, ExecResult, MoveResult, ShutdownResult, Tuning
+from vmcoal.model.activity import PagingActivity, StoreActivity
 from vmcoal.model.attachment import (
     AttachedCpu,
     AttachedMemory,
@@ -32,9 +33,11 @@ from vmcoal.model.attachment import (
     Plan,
     Step,
 )
+from vmcoal.model.engine import EngineChoice, MemoryEngineName
 from vmcoal.model.lease import LeaseState
 from vmcoal.model.link import Link
 from vmcoal.model.machine import Accel, CpuMode, Engine, KernelBoot, MachineSpec
+from vmcoal.model.paging import PagedRegion
 from vmcoal.model.status import NodeStatus, VmStatus
 
 pytestmark = pytest.mark.unit
@@ -330,6 +333,32 @@ def test_status_of_one_vm(controller: Start, golden: Callable[[str, str], None])
     assert done.code == 0
     golden("status-web", done.out)
     assert msgspec.json.decode(vmcoal("status", "web", "-o", "json").out, type=VmStatus) == STATUS
+
+
+def test_status_with_paged_memory(controller: Start, golden: Callable[[str, str], None]) -> None:
+    places = {"region": "m1", "connected": True}
+    paging = PagingActivity(
+        cache=64 * MIB,
+        used=60 * MIB,
+        faults=12345,
+        found=10000,
+        hit_ratio=0.81,
+        prefetch_accuracy=0.93,
+        regions={"m1": PagedRegion(size=512 * MIB, here=60 * MIB, away=200 * MIB, lost=8192)},
+        stores=(
+            StoreActivity(
+                number=0, lender="attic", bytes_in=3 * MIB, bytes_out=GIB, latency=(0,) * 7 + (90, 0, 9, 1), **places
+            ),
+            StoreActivity(number=1, lender="barn", bytes_out=GIB, behind=MIB, **places),
+            StoreActivity(region="m1", number=1, lender="cave", why="no answer in 3 s"),
+            StoreActivity(region="m1", number=1, lender="den", connected=True, refused=True),
+        ),
+    )
+    engine = EngineChoice(name=MemoryEngineName.PAGER, reason="faults are taken through /dev/userfaultfd")
+    status = msgspec.structs.replace(STATUS, paging=paging, memory_engine=engine, nodes=(), degraded=())
+    controller({"status": [result(status)]})
+    golden("status-paged", vmcoal("status", "web").out)
+    assert msgspec.json.decode(vmcoal("status", "web", "-o", "json").out, type=VmStatus) == status
 
 
 def test_status_of_all_vms(controller: Start, golden: Callable[[str, str], None]) -> None:

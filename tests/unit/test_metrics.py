@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from vmcoal.metrics.controller import ControllerMetrics
 from vmcoal.metrics.http import parse_address
 from vmcoal.metrics.lender import LenderMetrics
+from vmcoal.metrics.paging import SERIES, PagingCollector
+from vmcoal.model.activity import PagingActivity, StoreActivity, percentile
 from vmcoal.model.attachment import (
     AttachedCpu,
     AttachedMemory,
@@ -20,9 +23,11 @@ from vmcoal.model.attachment import (
     AttachRequest,
     MemoryStyle,
 )
+from vmcoal.model.engine import EngineChoice, MemoryEngineName
 from vmcoal.model.lease import LeaseState
 from vmcoal.model.link import Link
 from vmcoal.model.machine import Accel, CpuMode, Engine
+from vmcoal.model.paging import PagedRegion
 from vmcoal.model.status import VmStatus
 
 pytestmark = pytest.mark.unit
@@ -39,6 +44,8 @@ def documented(section: str) -> dict[str, tuple[str, frozenset[str]]]:
 def existing(registry: CollectorRegistry, common: frozenset[str]) -> dict[str, tuple[str, frozenset[str]]]:
     found = {}
     for collector in set(registry._collector_to_names):
+        if isinstance(collector, PagingCollector):
+            continue
         name, kind = collector._name, collector._type  # type: ignore[attr-defined]
         labels = frozenset(collector._labelnames) - common  # type: ignore[attr-defined]
         found[f"{name}_total" if kind == "counter" else name] = (kind, labels)
@@ -47,6 +54,22 @@ def existing(registry: CollectorRegistry, common: frozenset[str]) -> dict[str, t
 
 def test_the_controllers_metrics_are_documented() -> None:
     assert existing(ControllerMetrics("web").registry, frozenset({"vm"})) == documented("Controller")
+
+
+def test_the_page_engines_metrics_are_documented() -> None:
+    found = {
+        f"{series.name}_total" if series.kind == "counter" else series.name: (series.kind, frozenset(series.labels))
+        for series in SERIES
+    }
+    assert found == documented("Page engine")
+
+
+def test_the_rules_use_metrics_that_exist() -> None:
+    rules = (DOC.parent.parent / "configs" / "prometheus-rules.yml").read_text()
+    known = documented("Page engine") | documented("Controller") | documented("Lender")
+    names = {re.sub(r"_(bucket|count|sum)$", "", name) for name in re.findall(r"\bvmcoal_[a-z_]+", rules)}
+    assert names
+    assert names <= known.keys()
 
 
 def test_the_lenders_metrics_are_documented() -> None:
@@ -126,11 +149,64 @@ def test_the_exposition_says_what_the_status_says() -> None:
     assert value("vmcoal_operations_total", operation="attach", outcome="ok") == 1
 
 
+PAGING = PagingActivity(
+    cache=64 << 20,
+    used=32 << 20,
+    faults=10,
+    found=4,
+    fetched=5 << 12,
+    prefetched=2 << 12,
+    prefetch_used=1 << 12,
+    regions={"m1": PagedRegion(size=512 << 20, here=32 << 20, away=100 << 20, lost=4096, waiting=3)},
+    stores=(
+        StoreActivity(region="m1", number=0, lender="attic", connected=True, bytes_in=20480, latency=(0, 0, 3, 0, 1)),
+        StoreActivity(region="m1", number=1, lender="barn", behind=8192, bytes_out=4096),
+    ),
+)
+
+
+def test_what_the_page_engine_does() -> None:
+    metrics = ControllerMetrics("web")
+    assert "vmcoal_paging" not in metrics.exposition(STATUS)
+    engine = EngineChoice(name=MemoryEngineName.PAGER, reason="it can")
+    text = metrics.exposition(msgspec.structs.replace(STATUS, paging=PAGING, memory_engine=engine))
+    samples = {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+    def value(name: str, **labels: str) -> float:
+        return samples[f"vmcoal_{name}", frozenset({"vm": "web", **labels}.items())]
+
+    attic = {"lender": "attic", "region": "m1"}
+    assert value("memory_engine", engine="pager") == 1
+    assert value("paging_cache_bytes") == 64 << 20
+    assert value("paging_memory_bytes", where="away") == 100 << 20
+    assert value("paging_memory_bytes", where="lost") == 4096
+    assert value("paging_waiting_pages") == 3
+    assert (value("paging_faults_total"), value("paging_faults_found_total")) == (10, 4)
+    assert value("paging_fetched_bytes_total", by="fault") == 3 << 12
+    assert value("paging_prefetch_judged_bytes_total", outcome="used") == 1 << 12
+    assert (value("paging_copy_up", **attic), value("paging_copy_up", lender="barn", region="m1")) == (1, 0)
+    assert value("paging_copy_behind_bytes", lender="barn", region="m1") == 8192
+    assert value("paging_copy_bytes_total", direction="in", **attic) == 20480
+    assert value("paging_fetch_seconds_bucket", le="2e-06", **attic) == 0
+    assert value("paging_fetch_seconds_bucket", le="4e-06", **attic) == 3
+    assert value("paging_fetch_seconds_bucket", le="+Inf", **attic) == 4
+    assert value("paging_fetch_seconds_count", **attic) == 4
+    assert value("paging_fetch_seconds_sum", **attic) == pytest.approx(3 * 3e-6 + 12e-6)
+
+
+def test_percentiles_are_upper_bounds() -> None:
+    assert percentile((), 0.5) is None
+    assert percentile((0, 0, 3, 0, 1), 0.5) == pytest.approx(4e-6)
+    assert percentile((0, 0, 3, 0, 1), 0.99) == pytest.approx(16e-6)
+
+
 def test_what_is_gone_is_no_longer_exposed() -> None:
     metrics = ControllerMetrics("web")
     metrics.exposition(STATUS)
-    import msgspec
-
     assert "attic" not in metrics.exposition(msgspec.structs.replace(STATUS, attachments=()))
 
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from vmcoal.model.activity import PagingActivity
 from vmcoal.model.engine import Feature
 from vmcoal.model.lease import Lease, MemoryServer
 from vmcoal.model.lease import MemoryRegion as MemoryRegion
@@ -83,6 +84,13 @@ class PagingEngine(MemoryEngine, Protocol):
     async def region(self, region: str, *, deadline: float = 5.0) -> PagedRegion | None:
         """Return what the engine says of a region, or ``None`` if it has none; raises `UnreachableError` or
         `DeadlineError`."""
+
+    async def activity(self, *, deadline: float = 5.0) -> PagingActivity:
+        """Return what the engine counts; the lenders of stores are left out. Raises as `region`."""
+
+    async def sample(self, region: str, number: int, count: int, *, deadline: float = 15.0) -> tuple[float, float, int]:
+        """Read up to ``count`` pages of ``region`` from place ``number``, one at a time; return p50 and p99 in seconds,
+        and of how many pages. Raises `NotFoundError`, `UnreachableError`, `ConflictError` or `DeadlineError`."""
 
     async def store(
         self, region: str, number: int, lease: Lease, server: MemoryServer, address: str, *, deadline: float

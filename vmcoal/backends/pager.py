@@ -19,7 +19,8 @@ from pathlib import Path
 
 from vmcoal.backends import mounts, nbd
 from vmcoal.backends.base import EngineTraits, MemoryRegion, runtime_file
-from vmcoal.backends.pager_client import PagerStats, RegionStats, home, order, stats, unstore
+from vmcoal.backends.pager_client import PagerStats, RegionStats, home, order, sample, stats, unstore
+from vmcoal.backends.pager_view import activity_of
 from vmcoal.backends.probe import engine_facts, library
 from vmcoal.errors import (
     DeadlineError,
@@ -32,6 +33,7 @@ from vmcoal.errors import (
 from vmcoal.holding.binaries import find_binary
 from vmcoal.holding.client import ChildSpec, Holder, Restart
 from vmcoal.layout import VmFolders, make_private, shm_home
+from vmcoal.model.activity import PagingActivity
 from vmcoal.model.engine import Feature
 from vmcoal.model.lease import Lease, MemoryServer
 from vmcoal.model.paging import LossPolicy, PageCopy, PagedRegion
@@ -213,6 +215,16 @@ class PagerEngine:
     def cache(self) -> int:
         """How many bytes of borrowed memory may be on this host, all regions together."""
         return self._cache
+
+    async def activity(self, *, deadline: float = 5.0) -> PagingActivity:
+        """Return what the pager counts; raises `UnreachableError` or `DeadlineError`."""
+        seen = await self.stats(deadline=deadline)
+        return activity_of(seen, {name: _paged(region) for name, region in seen.regions.items()})
+
+    async def sample(self, region: str, number: int, count: int, *, deadline: float = 15.0) -> tuple[float, float, int]:
+        """Read random pages of a region from a place, one at a time; return p50 and p99 in seconds, and how many."""
+        seen = await sample(self.socket, region, number, count, deadline=deadline)
+        return seen.p50 * 1e-6, seen.p99 * 1e-6, seen.pages
 
     async def set_cache(self, size: int, *, deadline: float = 5.0) -> None:
         """Change `cache`, also for a pager that is started later; raises `RefusedError` where that is too few."""

@@ -11,10 +11,12 @@ from typing import IO, TYPE_CHECKING
 import click
 import msgspec
 
+from vmcoal import layout
 from vmcoal.cli.app import Command
 from vmcoal.cli.output import note, print_json, table
 from vmcoal.cli.params import COUNT, LENDER, host_name, output_option
-from vmcoal.controller.api import LenderView, PingResult
+from vmcoal.control.client import NotListeningError, call
+from vmcoal.controller.api import LenderView, PingRequest, PingResult
 from vmcoal.errors import NotFoundError, UsageError, VmcoalError
 from vmcoal.model.lease import ResourceKind
 from vmcoal.model.units import format_duration, format_size
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _PINGS = 5
 _PATIENCE = 5.0
+_SAMPLE = 15.0
 _LONGEST_CODE = 256
 _ADDRESS = re.compile(
     r"(?:\[(?P<v6>[0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|(?P<bare>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?)"
@@ -208,7 +211,8 @@ def lenders_text(views: list[LenderView]) -> str:
 def ping(lender: str | None, count: int, form: str) -> None:
     """Measure the link to a lender with vmcoal's own messages, and say which NUMA distance it stands for.
 
-    RTT is the link alone, as the kernel sees it; p50 and p99 include both ends' software.
+    RTT is the link alone, as the kernel sees it; p50 and p99 include both ends' software. Where a VM borrows memory
+    from the lender, the fetch of single pages of it is measured too.
     """
     from vmcoal.fabric.identity import borrower_identity, lender_store
 
@@ -219,7 +223,7 @@ def ping(lender: str | None, count: int, form: str) -> None:
             raise NotFoundError("no lender is paired", hint="vmcoal pair ADDRESS, while vmcoal lend pair runs there")
         raise UsageError("there are several lenders", hint=f"name one of {known}")
     record = records[0] if lender is None else lender_store().get(lender)
-    result = asyncio.run(_measure(record, borrower_identity(), count))
+    result = _with_fetch(asyncio.run(_measure(record, borrower_identity(), count)), count)
     if form == "json":
         print_json(result)
         return
@@ -228,6 +232,36 @@ def ping(lender: str | None, count: int, form: str) -> None:
         f"{record.name} at {record.address}: RTT {format_duration(link.rtt)}, p50 {format_duration(link.p50)}, "
         f"p99 {format_duration(link.p99)} of {link.samples}; distance {result.distance}"
     )
+    if result.fetch is None:
+        click.echo(f"page fetch: not measured, {result.no_fetch}")
+        return
+    fetch = result.fetch
+    p50, p99 = format_duration(fetch.p50), format_duration(fetch.p99)
+    click.echo(f"page fetch into {fetch.vm}: p50 {p50}, p99 {p99} of {fetch.pages}")
+
+
+def _with_fetch(result: PingResult, count: int) -> PingResult:
+    """Return ``result`` with the fetch of pages, as the first VM tells it that borrows memory from the lender."""
+    why = f"no running VM borrows memory from {result.lender}"
+    for vm in layout.known_vms():
+        try:
+            seen = call(
+                layout.vm_folders(vm).control_socket,
+                "ping",
+                PingRequest(lender=result.lender, count=count),
+                result=PingResult,
+                peer=f"the controller of VM {vm}",
+                deadline=_PATIENCE + _SAMPLE + count,
+            )
+        except NotListeningError:
+            continue
+        except VmcoalError as error:
+            why = f"{vm}: {error}"
+            continue
+        if seen.fetch is not None:
+            return msgspec.structs.replace(result, fetch=seen.fetch)
+        why = seen.no_fetch or why
+    return msgspec.structs.replace(result, no_fetch=why)
 
 
 async def _measure(record: LenderRecord, identity: Identity, count: int) -> PingResult:

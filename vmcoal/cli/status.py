@@ -14,6 +14,7 @@ from vmcoal.cli.output import print_json, table, vcpus
 from vmcoal.cli.params import output_option, resolve_vm, vm_argument
 from vmcoal.cli.vm import offline_status, status_of, vm_call
 from vmcoal.errors import VmcoalError
+from vmcoal.model.activity import PagingActivity, StoreActivity, percentile
 from vmcoal.model.attachment import AttachedCpu, AttachedMemory, Attachment
 from vmcoal.model.status import NodeStatus, VmStatus
 from vmcoal.model.units import format_duration, format_size
@@ -149,6 +150,8 @@ def vm_text(status: VmStatus) -> str:
     rows = [row for at in status.attachments for row in attachment_rows(at)]
     if rows:
         parts += ["", table(("LENDER", "NODE", "RTT", "WHAT", "ENGINE", "STATE", "LEASE"), rows)]
+    if status.paging is not None:
+        parts += ["", *paging_lines(status.paging)]
     if status.exit:
         said = str(status.exit.get("stderr") or "").splitlines()
         how = "was killed by signal" if status.exit.get("state") == "signaled" else "ended with exit code"
@@ -169,6 +172,42 @@ _CPU_MODES = {
 def _engine(status: VmStatus) -> str | None:
     engine = status.memory_engine
     return None if engine is None else f"{engine.name.value}: {engine.reason}"
+
+
+def paging_lines(paging: PagingActivity) -> list[str]:
+    """Return what the page engine does: the cache, how well it guesses, and a table of the places of the pages."""
+    facts = [
+        ("Cache", f"{format_size(paging.used)} of {format_size(paging.cache)} used"),
+        ("Borrowed", f"{format_size(paging.here)} here, {format_size(paging.away)} away, the rest is zeros"),
+        ("Lost", format_size(paging.lost) if paging.lost else None),
+        ("Hit ratio", _share(paging.hit_ratio, f"of {paging.faults} faults found their page here or on its way")),
+        ("Prefetch", _share(paging.prefetch_accuracy, "of the guesses that were judged were used")),
+    ]
+    rows = []
+    for store in paging.stores:
+        region = paging.regions[store.region]
+        p50, p99 = (percentile(store.latency, fraction) for fraction in (0.5, 0.99))
+        fetch = f"< {format_duration(p50)} / {format_duration(p99)}" if p50 and p99 else "-"
+        moved = (format_size(store.bytes_in), format_size(store.bytes_out))
+        rows.append((store.lender, store.region, format_size(region.away), _place(store), *moved, fetch))
+    header = ("LENDER", "MEMORY", "AWAY", "STATE", "BYTES IN", "BYTES OUT", "FETCH P50/P99")
+    return [
+        "Paged memory",
+        *(f"  {label + ':':<14}{text}" for label, text in facts if text),
+        *(["", table(header, rows)] if rows else []),
+    ]
+
+
+def _share(ratio: float | None, of: str) -> str | None:
+    return None if ratio is None else f"{ratio:.0%} {of}"
+
+
+def _place(store: StoreActivity) -> str:
+    if store.refused:
+        return "has other bytes"
+    if not store.connected:
+        return "does not answer"
+    return f"{format_size(store.behind)} behind" if store.behind else "up to date"
 
 
 def _processes(status: VmStatus) -> str | None:

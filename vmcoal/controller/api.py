@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import msgspec
 
+from vmcoal.model.activity import PageFetch
 from vmcoal.model.attachment import Attachment
 from vmcoal.model.lease import Offer, ResourceKind
 from vmcoal.model.link import Link
@@ -119,20 +120,25 @@ class LenderView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PingRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Measure the link to ``lender`` with ``count`` round trips."""
+    """Measure the link to ``lender`` with ``count`` round trips, and the fetch of as many pages of what it lends."""
 
     lender: str | None = None
     count: int = 10
 
 
 class PingResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The link and the distance it stands for; ``node`` and ``node_distance`` where it would be (or is) attached."""
+    """The link and the distance it stands for; ``node`` and ``node_distance`` where it would be (or is) attached.
+
+    ``fetch`` is how long single pages of borrowed memory took, ``no_fetch`` why that is not known.
+    """
 
     lender: str
     link: Link
     distance: int
     node: int | None
     node_distance: int | None
+    fetch: PageFetch | None = None
+    no_fetch: str | None = None
 
 
 class ShutdownRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

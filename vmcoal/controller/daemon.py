@@ -32,6 +32,7 @@ from vmcoal.controller.detach import detach
 from vmcoal.controller.guest import GuestKeeper
 from vmcoal.controller.loans import Loan, moved
 from vmcoal.controller.move import move
+from vmcoal.controller.paging import page_fetch
 from vmcoal.controller.reconcile import reconcile
 from vmcoal.controller.status import vm_status
 from vmcoal.controller.tune import restore, tune
@@ -386,12 +387,15 @@ class Controller:
             far = choose_node(vm.spec, vm.book.bound(), record.name, link_distance(link), None)
         except ConflictError:
             far = None
+        fetch, no_fetch = await page_fetch(vm, record.name, request.count)
         return PingResult(
             lender=record.name,
             link=link,
             distance=link_distance(link),
             node=far.node if far else None,
             node_distance=far.distance if far else None,
+            fetch=fetch,
+            no_fetch=no_fetch,
         )
 
     async def _shutdown(self, params: dict[str, Any], client: Client) -> ShutdownResult:

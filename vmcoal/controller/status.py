@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vmcoal.controller.loans import attachments
+from vmcoal.controller.paging import paging
 from vmcoal.controller.vm import Vm
 from vmcoal.errors import VmcoalError
 from vmcoal.holding.client import read_exits
@@ -35,7 +36,8 @@ async def vm_status(vm: Vm, *, controller_pid: int) -> VmStatus:
             guest = await vm.agent.topology(deadline=3.0)
         except VmcoalError as error:
             degraded.append(f"the guest's agent does not answer: {error}")
-    degraded += _troubles(vm)
+    activity, paged = await paging(vm)
+    degraded += _troubles(vm) + paged
     children = {child.id: child for child in await vm.holder.list()}
     qemu = children.get("qemu")
     return VmStatus(
@@ -59,6 +61,7 @@ async def vm_status(vm: Vm, *, controller_pid: int) -> VmStatus:
         degraded=tuple(degraded),
         nodes=_nodes(vm, plugged, guest),
         attachments=attachments(vm.book, vm.spec),
+        paging=activity,
         operation=vm.operation,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from vmcoal.metrics.paging import PagingCollector
 from vmcoal.model.attachment import AttachRequest
 from vmcoal.model.status import VmStatus
 
@@ -28,6 +29,9 @@ class ControllerMetrics:
         self._cpus = gauge("borrowed_cpus", "Borrowed vCPUs the guest was given", "lender", "engine")
         self._rtt = gauge("link_rtt_seconds", "Estimated round trip of the link at its last measurement", "lender")
         self._distance = gauge("node_distance", "SLIT distance of the far node a lender is bound to", "lender", "node")
+        self._engine = gauge("memory_engine", "1 for the engine that borrowed memory comes through", "engine")
+        self._paging = PagingCollector(vm)
+        self.registry.register(self._paging)
         self._plug = Histogram(
             "vmcoal_plug_seconds",
             "From the first QMP command until the guest uses it",
@@ -78,9 +82,12 @@ class ControllerMetrics:
         vm = self._vm
         self._up.labels(vm).set(status.state in ("running", "paused"))
         self._degraded.labels(vm).set(len(status.degraded))
-        for family in (self._agent, self._leases, self._memory, self._cpus, self._rtt, self._distance):
+        self._paging.activity = status.paging
+        for family in (self._engine, self._agent, self._leases, self._memory, self._cpus, self._rtt, self._distance):
             family.clear()
         self._agent.labels(vm, status.agent).set(status.agent != "none")
+        if status.memory_engine is not None:
+            self._engine.labels(vm, status.memory_engine.name).set(1)
         for found in status.attachments:
             if found.link:
                 self._rtt.labels(vm, found.lender).set(found.link.rtt)

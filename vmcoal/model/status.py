@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from vmcoal.model.activity import PagingActivity
 from vmcoal.model.attachment import Attachment
 from vmcoal.model.engine import EngineChoice
 from vmcoal.model.machine import Accel, CpuMode
@@ -26,8 +27,9 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One VM. ``state``: running | paused | starting | stopped | failed | unknown; ``health``: ok or the list of what
-    is degraded, each with its next step; ``agent``: vmcoal | qemu-guest-agent | none."""
+    """One VM. ``state``: running | paused | starting | stopped | failed | unknown; ``degraded``: what is wrong, each
+    with its next step; ``agent``: vmcoal | qemu-guest-agent | none; ``memory_engine``: what brings borrowed memory, and
+    ``paging`` what it does where that is the page engine and memory is borrowed."""
 
     name: str
     state: str
@@ -49,5 +51,6 @@ class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
     degraded: tuple[str, ...] = ()
     nodes: tuple[NodeStatus, ...] = ()
     attachments: tuple[Attachment, ...] = ()
+    paging: PagingActivity | None = None
     operation: str | None = None
     exit: dict[str, Any] | None = None

@@ -1,0 +1,44 @@
+"""What the pager counts, as plain data in bytes and seconds (`vmcoal.model.activity`)."""
+
+from __future__ import annotations
+
+from vmcoal.backends.pager_client import PagerStats
+from vmcoal.model.activity import PagingActivity, StoreActivity, ratio
+from vmcoal.model.paging import PagedRegion
+
+_PAGE = 4096
+
+
+def activity_of(stats: PagerStats, regions: dict[str, PagedRegion]) -> PagingActivity:
+    """Return what ``stats`` say, ``regions`` as they are told apart from it already."""
+    count = stats.counters.get
+    faults, found = count("faults", 0), count("found", 0)
+    used, wasted = count("prefetch-used", 0), count("prefetch-wasted", 0)
+    return PagingActivity(
+        cache=count("budget", 0) * _PAGE,
+        used=count("charged", 0) * _PAGE,
+        faults=faults,
+        found=found,
+        hit_ratio=ratio(found, faults),
+        fetched=count("fetched", 0) * _PAGE,
+        prefetched=count("prefetched", 0) * _PAGE,
+        prefetch_used=used * _PAGE,
+        prefetch_wasted=wasted * _PAGE,
+        prefetch_accuracy=ratio(used, used + wasted),
+        regions=regions,
+        stores=tuple(
+            StoreActivity(
+                region=name,
+                number=number,
+                connected=bool(store.links),
+                refused=store.refused,
+                behind=store.behind * _PAGE,
+                why=store.why,
+                bytes_in=store.bytes_in,
+                bytes_out=store.bytes_out,
+                latency=store.latency,
+            )
+            for name, region in stats.regions.items()
+            for number, store in sorted(region.stores.items())
+        ),
+    )

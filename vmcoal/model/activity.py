@@ -1,0 +1,89 @@
+"""What a VM's page engine does: counters that begin with the pager, and begin again when it is started anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from vmcoal.model.paging import PagedRegion
+
+
+class StoreActivity(msgspec.Struct, frozen=True, kw_only=True):
+    """One place of a region's pages (`vmcoal.model.paging.PageCopy`), and what went through it.
+
+    ``lender`` has it; sizes in bytes; ``bytes_in`` came from there, ``bytes_out`` went there; ``latency[i]`` counts
+    reads of one page that took less than 2**i µs and not less than half of that, the last bucket also what took longer.
+    """
+
+    region: str
+    number: int
+    lender: str = ""
+    connected: bool = False
+    refused: bool = False
+    behind: int = 0
+    why: str = ""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    latency: tuple[int, ...] = ()
+
+
+class PagingActivity(msgspec.Struct, frozen=True, kw_only=True):
+    """All of a VM's paged memory. ``cache`` bytes may be on this host, ``used`` are; ``faults`` is what was asked for.
+
+    ``hit_ratio``: of the faults, those whose page was here or on its way already, so that nothing had to be fetched;
+    what is here and may be written causes no fault and is in neither number. ``prefetch_accuracy``: of the guesses that
+    came out one way or the other, those that were used. Both are ``None`` before there is anything to tell.
+    """
+
+    cache: int
+    used: int = 0
+    faults: int = 0
+    found: int = 0
+    hit_ratio: float | None = None
+    fetched: int = 0
+    prefetched: int = 0
+    prefetch_used: int = 0
+    prefetch_wasted: int = 0
+    prefetch_accuracy: float | None = None
+    regions: dict[str, PagedRegion] = {}
+    stores: tuple[StoreActivity, ...] = ()
+
+    @property
+    def here(self) -> int:
+        """Bytes of the guest's borrowed memory that are on this host."""
+        return sum(region.here for region in self.regions.values())
+
+    @property
+    def away(self) -> int:
+        """Bytes that are with lenders only."""
+        return sum(region.away for region in self.regions.values())
+
+    @property
+    def lost(self) -> int:
+        """Bytes that no lender gives back as they were sealed."""
+        return sum(region.lost for region in self.regions.values())
+
+
+class PageFetch(msgspec.Struct, frozen=True, kw_only=True):
+    """How long single pages took from a lender into ``vm``, in seconds, ``pages`` of them, one at a time."""
+
+    vm: str
+    p50: float
+    p99: float
+    pages: int
+
+
+def ratio(part: int, whole: int) -> float | None:
+    """Return ``part`` of ``whole``, or ``None`` of nothing."""
+    return part / whole if whole else None
+
+
+def percentile(latency: Sequence[int], fraction: float) -> float | None:
+    """Return seconds that ``fraction`` of the fetches in the buckets ``latency`` did not take longer than."""
+    wanted, seen = fraction * sum(latency), 0
+    for bucket, count in enumerate(latency):
+        seen += count
+        if count and seen >= wanted:
+            return float(2**bucket) * 1e-6
+    return None
