@@ -173,8 +173,13 @@ class VmFolders(Folders):
 
     @property
     def controller_log(self) -> Path:
-        """The controller's log."""
+        """The controller's log; bounded, one older part beside it as ``.1``."""
         return self.state / "controller.log"
+
+    @property
+    def pager_log(self) -> Path:
+        """The page engine's stderr; bounded, one older part beside it as ``.1``; gone with the last borrowed memory."""
+        return self.state / "pager.log"
 
     @property
     def overlay(self) -> Path:
@@ -220,7 +225,7 @@ class LenderFolders(Folders):
 
     @property
     def log(self) -> Path:
-        """The lender's log."""
+        """The lender's log; bounded, one older part beside it as ``.1``."""
         return self.state / "lender.log"
 
     def memory(self, lease: str, generation: str) -> Path:

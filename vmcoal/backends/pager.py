@@ -263,7 +263,7 @@ class PagerEngine:
         that there is no moment at which it does not listen."""
         if not await self._runs():
             await self._end_pager()
-            log = self._folders.state / "pager.log"
+            log = self._folders.pager_log
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
                 listener.bind(str(self.socket))
                 self.socket.chmod(0o600)

@@ -26,7 +26,7 @@ from vmcoal.cli.vm import clean, holder_lives, vm_steps
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
 from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, UsageError
 
-_LOGS = ("console", "qemu", "controller", "qmp")
+_LOGS = ("console", "qemu", "controller", "qmp", "pager")
 
 
 @click.command(
@@ -102,10 +102,11 @@ def _logs_of(_: click.Context, __: click.Parameter, incomplete: str) -> list[str
     vmcoal logs web qmp --lines 20
     """,
 )
-@click.argument("words", nargs=-1, metavar="[VM] [console|qemu|controller|qmp]", shell_complete=_logs_of)
+@click.argument("words", nargs=-1, metavar="[VM] [console|qemu|controller|qmp|pager]", shell_complete=_logs_of)
 @click.option("-n", "--lines", type=COUNT, help="Only the last so many lines.")
 def logs(words: tuple[str, ...], lines: int | None) -> None:
-    """Print what a VM wrote: its serial console (the default), QEMU's stderr, the controller's log or QMP's."""
+    """Print what a VM wrote: its serial console (the default), QEMU's stderr, or the log of its
+    controller, of QMP or of the page engine."""
     rest = list(words)
     kind = rest.pop() if rest and rest[-1] in _LOGS else "console"
     if len(rest) > 1:
@@ -117,6 +118,7 @@ def logs(words: tuple[str, ...], lines: int | None) -> None:
         "qemu": folders.qemu_log,
         "controller": folders.controller_log,
         "qmp": folders.qmp_log,
+        "pager": folders.pager_log,
     }[kind]
     if not print_log(path, lines):
         raise NotFoundError(f"VM {name} has no {kind} log", hint=f"it would be {path}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
-import logging
 import os
 import sys
 
+from vmcoal.control.log import log_to
 from vmcoal.controller.daemon import Controller
 from vmcoal.controller.lifecycle import load_spec
 from vmcoal.errors import ConflictError, VmcoalError
@@ -22,10 +22,6 @@ def main() -> int:
     parser.add_argument("--boot", action="store_true", help="start a new QEMU instead of finding the running one")
     parser.add_argument("--ready-fd", type=int, help="descriptor that gets one byte when commands are answered")
     options = parser.parse_args()
-    level = logging.DEBUG if os.environ.get("VMCOAL_DEBUG") else logging.INFO
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("asyncssh").setLevel(logging.WARNING)
-    logging.getLogger("qemu").setLevel(logging.ERROR)
 
     def listening() -> None:
         if options.ready_fd is not None:
@@ -34,6 +30,7 @@ def main() -> int:
 
     try:
         folders = vm_folders(options.name)
+        log_to(folders.controller_log)
         spec = load_spec(folders)
         folders.make()
         lock = os.open(folders.state / "controller.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
-import logging
 import os
 import sys
 
+from vmcoal.control.log import log_to
 from vmcoal.errors import ConflictError, PrerequisiteError, UsageError, VmcoalError
 from vmcoal.fabric.identity import DEFAULT_PORT
 from vmcoal.layout import LenderFolders, lender_folders
@@ -19,11 +19,9 @@ from vmcoal.model.units import parse_size
 def main(argv: list[str] | None = None) -> int:
     """Run one lender until it is stopped; returns the exit code."""
     options = _parser().parse_args(argv)
-    level = logging.DEBUG if os.environ.get("VMCOAL_DEBUG") else logging.INFO
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("asyncssh").setLevel(logging.WARNING)
     try:
         folders = lender_folders(options.name)
+        log_to(folders.log)
         folders.make()
         lock = _lock(folders)
         try:
