@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 
 import msgspec
@@ -10,8 +11,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from vmcoal.errors import ConflictError, PrerequisiteError, UsageError, VmcoalError
 from vmcoal.metrics.controller import ControllerMetrics
-from vmcoal.metrics.http import parse_address
+from vmcoal.metrics.http import check_address, parse_address
 from vmcoal.metrics.lender import LenderMetrics
 from vmcoal.metrics.paging import SERIES, PagingCollector
 from vmcoal.model.activity import PagingActivity, StoreActivity, percentile
@@ -212,10 +214,28 @@ def test_what_is_gone_is_no_longer_exposed() -> None:
 
 @pytest.mark.parametrize("text", ["", "9464", "host:", "host:x", "host:70000", "host:١"])
 def test_addresses_that_are_none(text: str) -> None:
-    from vmcoal.errors import UsageError
-
     with pytest.raises(UsageError):
         parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "said"),
+    [
+        ("127.0.0.1:0", UsageError, "names no port"),
+        ("192.0.2.1:9464", PrerequisiteError, "192.0.2.1 is no address of this host"),
+        ("*:9464", PrerequisiteError, "no name that can be resolved"),
+        ("[fe80::1]:9464", PrerequisiteError, "belongs to an interface"),
+    ],
+)
+def test_addresses_that_cannot_be_had(address: str, error: type[VmcoalError], said: str) -> None:
+    with pytest.raises(error, match=said.replace("*", ".")) as caught:
+        check_address(address)
+    assert caught.value.hint
+
+
+def test_an_address_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ConflictError, match="taken"):
+        check_address(f"127.0.0.1:{other.getsockname()[1]}")
 
 
 def test_addresses() -> None:

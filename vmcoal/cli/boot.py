@@ -113,6 +113,8 @@ def boot(
         preflight()
         spec = same_machine(name, options) if exists else new_machine(name, options, defaults, step, dry_run)
         engine = memory_engine(spec)
+        if spec.metrics:
+            check_metrics(spec.metrics)
         if dry_run:
             shown.close()
             print_plan(boot_plan(spec, engine), form)
@@ -220,6 +222,13 @@ def memory_engine(spec: MachineSpec) -> EngineChoice:
     from vmcoal.backends.choose import engine_choice
 
     return engine_choice(spec)
+
+
+def check_metrics(address: str) -> None:
+    """Raise what `vmcoal.metrics.http.check_address` does, before anything is started."""
+    from vmcoal.metrics.http import check_address
+
+    check_address(address)
 
 
 def boot_plan(spec: MachineSpec, engine: EngineChoice) -> Plan:
