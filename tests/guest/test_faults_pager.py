@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,9 +144,6 @@ def test_a_lender_that_comes_back_empty_is_told_and_shows_nothing_wrong(held: tu
     told = until(lambda: [line for line in shed.status().degraded if "lost" in line], "the loss being told", 60)
     assert "shutdown web --force" in told[0]
     assert shed.status().state == "running"
-    began = time.monotonic()
-    assert shed.exec("echo", "here") == "here\n"
-    assert time.monotonic() - began < 60
     assert not program.answers(), "what is lost is waited for"
     shed.run("shutdown", "web", "--force")
     program.end()
