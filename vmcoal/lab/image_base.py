@@ -175,7 +175,8 @@ def _take(deb: Path, root: Path) -> None:
         if target.is_symlink() or target.is_file():
             target.unlink()
         if info.issym():
-            target.symlink_to(info.linkname)
+            if not target.is_dir():  # /bin and its like are part of base-files in Debian 13
+                target.symlink_to(info.linkname)
         elif reader is not None:
             with target.open("wb") as file:
                 shutil.copyfileobj(reader, file, 1 << 20)
