@@ -175,7 +175,7 @@ async def test_grants_are_asked_for_and_given_apart(place: Place) -> None:
         record = await place.pair(server.port, wanted=[ResourceKind.CPU])
         assert record.grants == (ResourceKind.CPU,)
         assert (await window.wait()).grants == (ResourceKind.CPU,)
-    assert "not sealed" in explain([ResourceKind.MEMORY])[0]
+    assert "unsealed" in explain([ResourceKind.MEMORY])[0]
     assert len(explain(ResourceKind)) == 3
 
 

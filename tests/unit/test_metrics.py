@@ -156,6 +156,7 @@ PAGING = PagingActivity(
     used=32 << 20,
     faults=10,
     found=4,
+    missed=3,
     fetched=5 << 12,
     prefetched=2 << 12,
     prefetch_used=1 << 12,
@@ -187,7 +188,7 @@ def test_what_the_page_engine_does() -> None:
     assert value("paging_memory_bytes", where="away") == 100 << 20
     assert value("paging_memory_bytes", where="lost") == 4096
     assert value("paging_waiting_pages") == 3
-    assert (value("paging_faults_total"), value("paging_faults_found_total")) == (10, 4)
+    assert [value("paging_faults_total", outcome=how) for how in ("found", "fetched", "zero")] == [4, 3, 3]
     assert value("paging_fetched_bytes_total", by="fault") == 3 << 12
     assert value("paging_prefetch_judged_bytes_total", outcome="used") == 1 << 12
     assert (value("paging_copy_up", **attic), value("paging_copy_up", lender="barn", region="m1")) == (1, 0)

@@ -12,14 +12,15 @@ _PAGE = 4096
 def activity_of(stats: PagerStats, regions: dict[str, PagedRegion]) -> PagingActivity:
     """Return what ``stats`` say, ``regions`` as they are told apart from it already."""
     count = stats.counters.get
-    faults, found = count("faults", 0), count("found", 0)
+    found, missed = count("found", 0), max(0, count("fetched", 0) - count("prefetched", 0))
     used, wasted = count("prefetch-used", 0), count("prefetch-wasted", 0)
     return PagingActivity(
         cache=count("budget", 0) * _PAGE,
         used=count("charged", 0) * _PAGE,
-        faults=faults,
+        faults=count("faults", 0),
         found=found,
-        hit_ratio=ratio(found, faults),
+        missed=missed,
+        hit_ratio=ratio(found, found + missed),
         fetched=count("fetched", 0) * _PAGE,
         prefetched=count("prefetched", 0) * _PAGE,
         prefetch_used=used * _PAGE,

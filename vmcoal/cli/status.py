@@ -180,7 +180,7 @@ def paging_lines(paging: PagingActivity) -> list[str]:
         ("Cache", f"{format_size(paging.used)} of {format_size(paging.cache)} used"),
         ("Borrowed", f"{format_size(paging.here)} here, {format_size(paging.away)} away, the rest is zeros"),
         ("Lost", format_size(paging.lost) if paging.lost else None),
-        ("Hit ratio", _share(paging.hit_ratio, f"of {paging.faults} faults found their page here or on its way")),
+        ("Hit ratio", _share(paging.hit_ratio, "of the faults on pages with bytes met them here or on their way")),
         ("Prefetch", _share(paging.prefetch_accuracy, "of the guesses that were judged were used")),
     ]
     rows = []
@@ -199,7 +199,7 @@ def paging_lines(paging: PagingActivity) -> list[str]:
 
 
 def _share(ratio: float | None, of: str) -> str | None:
-    return None if ratio is None else f"{ratio:.0%} {of}"
+    return None if ratio is None else f"{ratio:.1%} {of}"
 
 
 def _place(store: StoreActivity) -> str:

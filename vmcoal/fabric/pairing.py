@@ -63,8 +63,8 @@ DEFAULT_GRANTS = (ResourceKind.MEMORY,)
 
 MEANING: dict[ResourceKind, str] = {
     ResourceKind.MEMORY: (
-        "memory: parts of the guest's RAM are kept on the lender; with the memory engine of this version they are not "
-        "sealed there, so whoever is root on the lender can read and change them"
+        "memory: parts of the guest's RAM are kept on the lender, sealed by the page engine, so that nobody there can "
+        "read or change them; a VM that falls back to FUSE (vmcoal status) has them there unsealed"
     ),
     ResourceKind.CPU: (
         "cpu: a lender that executes a vCPU of the guest can read and change all of the guest's RAM; a vCPU of engine "

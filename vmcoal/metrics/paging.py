@@ -28,8 +28,7 @@ SERIES = (
     Series("vmcoal_paging_cache_used_bytes", "gauge", "Bytes of borrowed memory that are on this host or on their way"),
     Series("vmcoal_paging_memory_bytes", "gauge", "Borrowed memory that is not zeros, by where it is", ("where",)),
     Series("vmcoal_paging_waiting_pages", "gauge", "Pages that are waited for and that no lender gives now"),
-    Series("vmcoal_paging_faults", "counter", "Faults that the pager was asked to answer"),
-    Series("vmcoal_paging_faults_found", "counter", "Faults whose page was here or on its way already"),
+    Series("vmcoal_paging_faults", "counter", "Faults that the pager was asked to answer", ("outcome",)),
     Series(
         "vmcoal_paging_fetched_bytes", "counter", "Bytes that came from lenders, before a fault or for one", ("by",)
     ),
@@ -89,8 +88,11 @@ def _values(seen: PagingActivity) -> dict[str, list[tuple[tuple[str, ...], float
         "vmcoal_paging_cache_used_bytes": [((), seen.used)],
         "vmcoal_paging_memory_bytes": [(("here",), seen.here), (("away",), seen.away), (("lost",), seen.lost)],
         "vmcoal_paging_waiting_pages": [((), sum(region.waiting for region in seen.regions.values()))],
-        "vmcoal_paging_faults": [((), seen.faults)],
-        "vmcoal_paging_faults_found": [((), seen.found)],
+        "vmcoal_paging_faults": [
+            (("found",), seen.found),
+            (("fetched",), seen.missed),
+            (("zero",), max(0, seen.faults - seen.found - seen.missed)),
+        ],
         "vmcoal_paging_fetched_bytes": [(("fault",), max(0, asked)), (("prefetch",), seen.prefetched)],
         "vmcoal_paging_prefetch_judged_bytes": [
             (("used",), seen.prefetch_used),

@@ -29,17 +29,19 @@ class StoreActivity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PagingActivity(msgspec.Struct, frozen=True, kw_only=True):
-    """All of a VM's paged memory. ``cache`` bytes may be on this host, ``used`` are; ``faults`` is what was asked for.
+    """All of a VM's paged memory. ``cache`` bytes may be on this host, ``used`` are.
 
-    ``hit_ratio``: of the faults, those whose page was here or on its way already, so that nothing had to be fetched;
-    what is here and may be written causes no fault and is in neither number. ``prefetch_accuracy``: of the guesses that
-    came out one way or the other, those that were used. Both are ``None`` before there is anything to tell.
+    Of the ``faults``, ``found`` ones met a page that was here or on its way already, ``missed`` ones had to fetch it;
+    the others touched a page of zeros for the first time. ``hit_ratio`` is what was found of those that were found or
+    missed; an access to what is here mostly causes no fault and is in neither. ``prefetch_accuracy``: of the guesses
+    that came out one way or the other, those that were used. Both are ``None`` before there is anything to tell.
     """
 
     cache: int
     used: int = 0
     faults: int = 0
     found: int = 0
+    missed: int = 0
     hit_ratio: float | None = None
     fetched: int = 0
     prefetched: int = 0
