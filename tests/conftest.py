@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid} carries no tier marker, one of {', '.join(TIERS)}")
         if "root" in tiers and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root: run the tests as root or with sudo"))
-        if {"contract", "guest"} & set(tiers) and shutil.which("qemu-system-x86_64") is None:
+        if {"contract", "guest", "lab"} & set(tiers) and shutil.which("qemu-system-x86_64") is None:
             item.add_marker(pytest.mark.skip(reason="no qemu-system-x86_64: run tools/setup"))
 
 

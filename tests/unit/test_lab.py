@@ -148,6 +148,13 @@ def test_a_host_that_fails_takes_the_lab_along_and_says_why(stage: str) -> None:
     assert known_labs() == []
 
 
+def test_what_a_console_says_of_its_end() -> None:
+    trace = [f"trace {number}" for number in range(20)]
+    told = lab.telling("\n".join(["booting", "[1.0] Kernel panic - not syncing: no init", *trace])).splitlines()
+    assert told == ["[1.0] Kernel panic - not syncing: no init", *trace[:9]]
+    assert lab.telling("\n".join(trace)).splitlines() == trace[-10:]
+
+
 def test_hosts_that_take_too_long() -> None:
     FakeHost.broken["host3", "boot"] = DeadlineError("the host did not boot within 300 s")
     with pytest.raises(DeadlineError) as caught:

@@ -38,6 +38,7 @@ QEMU = "qemu"
 
 _FIRST_FD = 20
 _TAIL = 4096
+_DYING = 3.0
 _CHANNEL = 10.0
 _SPEC_MAX = 1 << 20
 _NOT_INHERITED = ("LISTEN_", "NOTIFY_", "WATCHDOG_")
@@ -121,7 +122,7 @@ class Host:
             for listener in listeners.values():
                 listener.close()
             host = cls(spec, folders, holder, pid)
-            undo.push_async_callback(host.close)
+            undo.push_async_callback(host._hang_up)  # the holder is still needed to end it
             await host._first_contact(clock)
             undo.pop_all()
         return host
@@ -166,6 +167,8 @@ class Host:
                 channel = opening.result()
                 await channel.run(["/usr/libexec/vmcoal/ready"], deadline=max(clock.left, 1.0))
                 return
+            if opening.done() and isinstance(opening.exception(), UnreachableError):
+                await asyncio.wait({ending}, timeout=_DYING)  # it hung up, so it is ending
             if ending.done():
                 raise ExecutionError(
                     f"the host ended while it booted{_how_it_ended(self.folders)}",
@@ -260,7 +263,7 @@ class Host:
                 await asking.result().close()
                 self._qmp = None
                 return
-            await asyncio.wait({ending}, timeout=3.0)
+            await asyncio.wait({ending}, timeout=_DYING)
             if ending.done():
                 words = _tail(self.folders.qemu_log).strip()
                 line = _STAMP.sub("", words.splitlines()[-1]) if words else "it said nothing"

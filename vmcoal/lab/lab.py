@@ -10,13 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from vmcoal.errors import ConflictError, DeadlineError, NotFoundError, PrerequisiteError, UnreachableError, VmcoalError
+from vmcoal.errors import (
+    ConflictError,
+    DeadlineError,
+    ExecutionError,
+    NotFoundError,
+    PrerequisiteError,
+    UnreachableError,
+    VmcoalError,
+)
 from vmcoal.holding.binaries import find_binary
 from vmcoal.holding.client import Holder
 from vmcoal.host.facts import Host as ThisMachine
@@ -60,6 +69,7 @@ _CONNECT = 10.0
 _START = 60.0
 _COMMAND = 60.0
 _TAIL_LINES = 10
+_END = re.compile(r"Kernel panic|cannot be mounted|Out of memory|No working init")
 
 
 class LabRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,6 +234,11 @@ async def _boot(spec: LabSpec, hosts: Sequence[Host], deadline: float, report: R
 
     try:
         await together(*(wait(host) for host in hosts))
+    except ExecutionError as error:  # its console.log goes with the lab
+        error.hint = (
+            "try again: vmcoal lab up; should it end there each time: vmcoal image prune --all, for a new image"
+        )
+        raise
     except DeadlineError as error:
         error.hint = f"this machine may be overloaded: fewer hosts, or vmcoal lab up --deadline {2 * deadline:g}s"
         raise
@@ -244,8 +259,16 @@ def _on(host: str) -> Iterator[None]:
         error.host = error.host or host
         console = str(error.details.get("console") or "").strip()
         if console and not error.details.get("stderr"):
-            error.details["stderr"] = "\n".join(console.splitlines()[-_TAIL_LINES:])
+            error.details["stderr"] = telling(console)
         raise
+
+
+def telling(console: str) -> str:
+    """Return the lines of a console that say most: from where it speaks of its end, else the last."""
+    lines = console.splitlines()
+    ends = [number for number, line in enumerate(lines) if _END.search(line)]
+    begin = ends[-1] if ends else max(0, len(lines) - _TAIL_LINES)
+    return "\n".join(lines[begin : begin + _TAIL_LINES])
 
 
 async def _running(name: str) -> dict[str, int]:

@@ -1,0 +1,32 @@
+"""The lab that all tests here share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from framework import evidence
+from framework.labs import Lab, folders
+
+
+@pytest.fixture(scope="session")
+def one_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    with folders(request) as home:
+        made = Lab(home)
+        made.up()
+        yield made
+
+
+@pytest.fixture
+def lab(one_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Give the lab, as if it was new, and fail a test that leaves anything in it."""
+    yield one_lab
+    failed = request.node.nodeid in evidence.failed
+    left = [] if failed else one_lab.left()
+    if failed or left:
+        kept = evidence.keep(request.node.name, one_lab.scene.home)
+        one_lab.keep_evidence(kept)
+        request.node.add_report_section("teardown", "evidence", f"kept in {kept}")
+        one_lab.reset()
+    assert not left, "left behind: " + "; ".join(left)
