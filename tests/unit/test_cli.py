@@ -245,10 +245,30 @@ def test_attach_sends_what_was_asked(controller: Start) -> None:
 
 def test_tune_shows_and_changes(controller: Start) -> None:
     fake = controller({"tune": [result(Tuning(cache=512 * MIB))]})
-    assert vmcoal("tune", "web").out.startswith("Cache:    512 MiB of all borrowed memory")
-    assert fake.last("tune") == {"cache": None}
-    assert vmcoal("tune", "web", "--cache", "512M").code == 0
-    assert fake.last("tune") == {"cache": 512 * MIB}
+    said = vmcoal("tune", "web").out.splitlines()
+    assert [line.split()[1] for line in said] == ["512", "loss:"]
+    assert fake.last("tune") == {"cache": None, "on_loss": None}
+    assert vmcoal("tune", "web", "--cache", "512M", "--on-loss", "pause").code == 0
+    assert fake.last("tune") == {"cache": 512 * MIB, "on_loss": "pause"}
+
+
+@pytest.mark.parametrize(
+    ("options", "replicas", "place"),
+    [((), 1, None), (("--replicas", "2"), 2, None), (("--replica-on", "local"), 2, "local")],
+)
+def test_attach_says_where_copies_go(
+    controller: Start, options: tuple[str, ...], replicas: int, place: str | None
+) -> None:
+    attached = AttachResult(attachment=ATTACHMENT, cpus_added=0, memory_added=512 * MIB, verified=True)
+    fake = controller({"attach": [result(attached)]})
+    assert vmcoal("attach", "web", "--memory", "512M", "--on-loss", "poison", *options).code == 0
+    sent = fake.last("attach")
+    assert (sent["replicas"], sent["replica_on"], sent["on_loss"]) == (replicas, place, "poison")
+
+
+def test_one_place_and_a_copy_exclude_each_other() -> None:
+    done = vmcoal("attach", "web", "--memory", "512M", "--replicas", "1", "--replica-on", "local")
+    assert (done.code, "--replica-on" in done.err) == (2, True)
 
 
 def test_move_sends_what_was_asked_and_says_what_it_did(controller: Start) -> None:

@@ -10,10 +10,13 @@ from vmcoal.cli.output import note, print_json, print_plan, vcpus
 from vmcoal.cli.params import (
     COUNT,
     LENDER,
+    PLACE_OF_COPY,
+    REPLICAS,
     SECONDS,
     SIZE,
     deadline_option,
     dry_run_option,
+    on_loss_option,
     output_option,
     resolve_vm,
     vm_argument,
@@ -23,6 +26,7 @@ from vmcoal.controller.api import AttachResult, DetachResult
 from vmcoal.errors import UsageError
 from vmcoal.model.attachment import AttachRequest, DetachRequest, MemoryStyle, Plan
 from vmcoal.model.machine import Engine
+from vmcoal.model.paging import LossPolicy
 from vmcoal.model.units import format_duration, format_size
 
 
@@ -31,7 +35,8 @@ from vmcoal.model.units import format_duration, format_size
     example="""
     vmcoal attach --cpus 2 --memory 512M
     vmcoal attach web --from attic --memory 4G --granular --dry-run
-    vmcoal attach web --from attic --memory 4G --cache 512M
+    vmcoal attach web --from attic --memory 4G --cache 512M --replicas 2
+    vmcoal attach web --from attic --memory 4G --replica-on local
     """,
 )
 @vm_argument
@@ -54,6 +59,14 @@ from vmcoal.model.units import format_duration, format_size
     type=SIZE,
     help="How much of all the memory that the VM borrows may be on this host at a time; vmcoal tune changes it.",
 )
+@click.option("--replicas", type=REPLICAS, help="In how many places each page is kept: 1, or 2 to survive a lender.")
+@click.option(
+    "--replica-on",
+    type=PLACE_OF_COPY,
+    metavar="LENDER|local",
+    help="Where the second place is: another lender, or a file on this host. Else the nearest other lender with room.",
+)
+@on_loss_option
 @click.option("--deadline", type=SECONDS, help="How long it may take before everything is undone.")
 @dry_run_option
 @output_option
@@ -66,6 +79,9 @@ def attach(
     engine: str | None,
     node: int | None,
     cache: int | None,
+    replicas: int | None,
+    replica_on: str | None,
+    on_loss: str | None,
     deadline: float | None,
     dry_run: bool,
     form: str,
@@ -77,6 +93,8 @@ def attach(
     """
     if not cpus and not memory:
         raise UsageError("nothing to attach", hint="give --cpus N, --memory SIZE or both")
+    if replicas == 1 and replica_on:
+        raise UsageError("--replica-on is where a second place is", hint="leave out --replicas 1")
     defaults = load_config().attach
     if granular is None:
         granular = defaults.granular
@@ -88,6 +106,9 @@ def attach(
         engine=Engine(engine or defaults.engine),
         node=node,
         cache=cache,
+        replicas=replicas or (1 if replica_on is None else 2),
+        replica_on=replica_on,
+        on_loss=None if on_loss is None else LossPolicy(on_loss),
         deadline=deadline or defaults.deadline_seconds,
         dry_run=dry_run,
     )

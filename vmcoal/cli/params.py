@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from vmcoal import layout
 from vmcoal.errors import NotFoundError, UsageError, VmcoalError
-from vmcoal.model.paging import HOME
+from vmcoal.model.paging import HOME, LOCAL, LossPolicy
 from vmcoal.model.units import parse_duration, parse_size
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -116,6 +116,8 @@ PORT = _Parsed("PORT", _whole(1, 65535))
 VM = _Name("VM", layout.known_vms)
 LENDER = _Name("lender", paired_lenders)
 PLACE = _Name("lender", lambda: [HOME, *paired_lenders()])
+PLACE_OF_COPY = _Name("lender", lambda: [LOCAL, *paired_lenders()])
+REPLICAS = _Parsed("N", _whole(1, 2))
 LOCAL_LENDER = _Name("lender", local_lenders)
 LAB = _Name("lab", _known_labs)
 LINK = _Parsed("LINK", _parse_link)
@@ -129,6 +131,12 @@ output_option = click.option(
     default="table",
     show_default=True,
     help="What to print.",
+)
+on_loss_option = click.option(
+    "--on-loss",
+    type=click.Choice([policy.value for policy in LossPolicy]),
+    help="What touching a page that no lender gives does: it waits (stall), fails as from a broken DIMM (poison), or "
+    "the whole VM waits (pause).",
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the exact steps, and change nothing.")
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")

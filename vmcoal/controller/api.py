@@ -26,6 +26,7 @@ from vmcoal.model.activity import PageFetch
 from vmcoal.model.attachment import Attachment
 from vmcoal.model.lease import Offer, ResourceKind
 from vmcoal.model.link import Link
+from vmcoal.model.paging import LossPolicy
 
 
 class AttachResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,12 +77,15 @@ class TuneRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Change how a VM's borrowed memory behaves; what is ``None`` stays as it is. ``cache`` in bytes."""
 
     cache: int | None = None
+    on_loss: LossPolicy | None = None
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True):
-    """How a VM's borrowed memory behaves. ``cache``: how many bytes of it may be on this host, all lenders together."""
+    """How a VM's borrowed memory behaves. ``cache``: how many bytes of it may be on this host, all lenders together.
+    ``on_loss``: what touching a page that no lender gives does, where an attach did not say otherwise."""
 
     cache: int | None = None
+    on_loss: LossPolicy = LossPolicy.STALL
 
 
 class ExecRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

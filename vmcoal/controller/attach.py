@@ -15,6 +15,7 @@ from vmcoal.controller import granular, tune
 from vmcoal.controller.api import AttachResult
 from vmcoal.controller.borrow import borrow, settle
 from vmcoal.controller.loans import Loan, attachments
+from vmcoal.controller.places import add_copy, choose_copy, settle_copy
 from vmcoal.controller.transaction import Progress, Transaction, transaction
 from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm, cpu_names
@@ -27,9 +28,11 @@ from vmcoal.model.guest import MemorySpan
 from vmcoal.model.lease import ResourceKind
 from vmcoal.model.link import Link
 from vmcoal.model.machine import CpuMode, FarNode
+from vmcoal.model.paging import LOCAL, LossPolicy
 from vmcoal.model.units import MIB, format_duration, format_size
 from vmcoal.policy.admission import GRAIN, admit
 from vmcoal.policy.distance import link_distance
+from vmcoal.policy.paging import PLACES
 from vmcoal.policy.placement import check_headroom, choose_node, free_cores
 from vmcoal.together import together
 
@@ -51,6 +54,8 @@ class Journey:
     cores: tuple[int, ...]
     grow: Loan | None
     """The granular loan that is made larger instead of a new one."""
+    copy_on: str | None = None
+    """Where the pages are a second time."""
 
 
 def check_request(request: AttachRequest) -> None:
@@ -62,8 +67,13 @@ def check_request(request: AttachRequest) -> None:
     if request.style is MemoryStyle.GRANULAR and not request.memory:
         raise UsageError("--granular is a way to attach memory", hint="add --memory SIZE")
     grain = GRAIN if request.style is MemoryStyle.GRANULAR else BLOCK
-    if request.cache is not None and not request.memory:
-        raise UsageError("--cache is for borrowed memory", hint="add --memory SIZE, or change it with vmcoal tune")
+    if not request.memory and (request.cache or request.on_loss or request.replicas != 1):
+        raise UsageError(
+            "--cache, --replicas and --on-loss are for borrowed memory",
+            hint="add --memory SIZE; vmcoal tune changes cache and loss policy of what is attached",
+        )
+    if not 1 <= request.replicas <= PLACES:
+        raise UsageError(f"pages are kept in 1 to {PLACES} places", hint="give --replicas 1 or 2")
     if request.memory % grain:
         below = request.memory // grain * grain
         nearest = f"{format_size(below)} or {format_size(below + grain)}" if below else format_size(grain)
@@ -82,7 +92,7 @@ async def survey(vm: Vm, request: AttachRequest) -> Journey:
         choose_cpu_engine(request.engine, session.same_host)
     if request.memory:
         refuse_conflicts(vm.engine.traits, vm.spec)
-        tune.check(vm, request.cache)
+        tune.check(vm, request.cache, request.on_loss)
     link = await vm.keeper.measure(record.name)
     far = choose_node(vm.spec, vm.book.bound(), record.name, link_distance(link), request.node)
     cores = tuple(free_cores(far, vm.book.cores(far.node), request.cpus))
@@ -108,7 +118,16 @@ async def survey(vm: Vm, request: AttachRequest) -> Journey:
         admit(offer, grants, ResourceKind.MEMORY, request.memory, request.memory, session.same_host)
     if request.cpus:
         admit(offer, grants, ResourceKind.CPU, request.cpus, request.cpus, session.same_host)
-    return Journey(record.name, session, link, far, cores, grow)
+    copy_on = None
+    if request.replicas > 1 and grow is not None and len(vm.book.places(grow.region)) < request.replicas:
+        raise ConflictError(
+            f"node {far.node} has a granular device without a copy, which grows",
+            hint="leave out --replicas, or detach the device and attach it with --replicas",
+        )
+    if request.replicas > 1 and grow is None:
+        capacity = granular.capacity(vm, far) if request.style is MemoryStyle.GRANULAR else request.memory
+        copy_on = await choose_copy(vm, record.name, request.replica_on, capacity, request.memory)
+    return Journey(record.name, session, link, far, cores, grow, copy_on)
 
 
 def plan(vm: Vm, request: AttachRequest, journey: Journey) -> Plan:
@@ -129,6 +148,9 @@ def plan(vm: Vm, request: AttachRequest, journey: Journey) -> Plan:
             if request.cache is not None:
                 steps.append(tune.plan_cache(vm, request.cache))
             steps.append(Step("lease memory", f"lease {format_size(request.memory)} of memory", lender))
+            if journey.copy_on is not None:
+                where = "this host" if journey.copy_on == LOCAL else journey.copy_on
+                steps.append(Step("copy", f"keep every page of it a second time ({journey.copy_on})", where))
             steps.append(
                 Step("serve", "make the bytes a file here", "this host", tuple({"argv": argv} for argv in argvs))
             )
@@ -163,7 +185,7 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
     if request.dry_run:
         return plan(vm, request, journey)
     surveyed = time.monotonic() - began
-    steps = 2 + (3 if request.memory else 0) + (2 if request.cpus else 0)
+    steps = 2 + (3 if request.memory else 0) + (journey.copy_on is not None) + (2 if request.cpus else 0)
     notes: list[str] = []
     async with transaction(
         vm.journal, undos(vm), "attach", request, steps=steps, deadline=request.deadline, report=report
@@ -183,12 +205,16 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
         verified = await _verify(vm, loans, notes)
         trans.seconds |= {"survey": surveyed, "verify": time.monotonic() - started}
         await together(*(settle(vm, journey.session, loan) for loan in loans))
+        await together(*(settle_copy(vm, x) for loan in loans for x in vm.book.places(loan.region) if x.copy))
     vm.granted.clear()
     trans.seconds["total"] = time.monotonic() - began
     vm.keeper.watch(journey.lender)
     vm.metrics.attached(request, trans.seconds)
     if request.cpus:
         notes.append(f"the vCPUs run on this host (engine {request.engine}, {vm.spec.cpu_mode})")
+    if journey.copy_on is not None:
+        place = "in a file on this host" if journey.copy_on == LOCAL else f"at {journey.copy_on}"
+        notes.append(f"every page is kept a second time {place}")
     mine = attachments(vm.book.of(journey.lender), vm.spec)[0]
     return AttachResult(
         attachment=mine,
@@ -240,6 +266,8 @@ async def _new_memory(vm: Vm, request: AttachRequest, journey: Journey, trans: T
         size=request.memory,
         capacity=capacity,
         port=granted.memory.port,
+        replicas=1 if journey.copy_on is None else request.replicas,
+        on_loss=request.on_loss or (tune.tuning(vm).on_loss if vm.engine.traits.pages else LossPolicy.STALL),
     )
     async with trans.step("book", lease=lease.id):
         vm.book.put(loan)
@@ -247,6 +275,11 @@ async def _new_memory(vm: Vm, request: AttachRequest, journey: Journey, trans: T
         region = await vm.engine.prepare(
             lease, granted.memory, journey.session.data_address(granted.memory), deadline=request.deadline
         )
+    if journey.copy_on is not None:
+        trans.say(f"have a second place for its pages: {journey.copy_on}")
+        await add_copy(vm, loan, journey.copy_on, trans)
+    if loan.on_loss is not LossPolicy.STALL:
+        await vm.pager("loss policy").set_loss(loan.region, loan.on_loss)
     trans.say(f"plug {format_size(request.memory)} into node {far.node}")
     started = time.monotonic()
     if in_grains:

@@ -29,6 +29,7 @@ from vmcoal.controller.api import (
 )
 from vmcoal.controller.attach import attach
 from vmcoal.controller.detach import detach
+from vmcoal.controller.guard import Guard
 from vmcoal.controller.guest import GuestKeeper
 from vmcoal.controller.loans import Loan, moved
 from vmcoal.controller.move import move
@@ -63,6 +64,7 @@ class Controller:
         self._folders = folders
         self._vm: Vm | None = None
         self._guest: GuestKeeper
+        self._guard: Guard
         self._failure: VmcoalError | None = None
         self._ready: dict[str, asyncio.Event] = {"qemu": asyncio.Event(), "agent": asyncio.Event()}
         self._ended = asyncio.Event()
@@ -182,16 +184,21 @@ class Controller:
         # The first look at what the engine needs runs programs: better while the guest boots than during an attach.
         self._spawn(asyncio.to_thread(lambda: self.vm.engine.traits), "memory engine")
         self._spawn(self._guest.watch_qemu(), "QEMU's events")
+        self._spawn(self._guard.run(), "guard of paged memory")
         self._spawn(self._holder_ended(), "end of the holder")
         if self._spec.metrics:
             self._spawn(self._serve_metrics(self._spec.metrics), "metrics")
 
     async def _assemble(self, holder: Holder) -> Vm:
         vm = await lifecycle.assemble(
-            self._spec, self._folders, holder, relink=self._relink, revoked=self._revoked, changed=lambda: None
+            self._spec, self._folders, holder, relink=self._relink, revoked=self._revoked, changed=self._changed
         )
+        self._guard = Guard(vm)
         self._guest = GuestKeeper(vm, self._ready["agent"])
         return vm
+
+    def _changed(self) -> None:
+        self._guard.kick()
 
     def _spawn(self, work: Awaitable[Any], name: str) -> None:
         task = asyncio.ensure_future(work)
@@ -220,6 +227,7 @@ class Controller:
                 "%s ended (%s %s)%s", event.id, event.state, event.code, ", restarting" if event.restarting else ""
             )
             self._spawn(self._check_region(event.id.rpartition(".")[0]), f"check of {event.id}")
+            self._guard.kick()
             if event.id == PAGER and event.restarting:
                 self._spawn(restore(self.vm), "what the next pager has to know")
 
@@ -299,6 +307,8 @@ class Controller:
             except VmcoalError as error:
                 vm.metrics.operation(name, type(error).__name__)
                 raise
+            finally:
+                self._guard.kick()
             vm.metrics.operation(name, "ok")
             return result
 

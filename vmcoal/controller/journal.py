@@ -41,6 +41,9 @@ BOOTED = "booted"
 TUNING = "tuning"
 """The item that says how borrowed memory should behave (`vmcoal tune`)."""
 
+PAUSED = "paused"
+"""The item that is there while the controller has stopped the VM because memory that it touched is lost."""
+
 
 def has_booted(path: Path) -> bool:
     """Return whether the journal in ``path`` says that its VM's QEMU ever came up; no journal says no."""

@@ -18,13 +18,14 @@ from vmcoal.controller.borrow import borrow, release, settle
 from vmcoal.controller.loans import Loan
 from vmcoal.controller.transaction import Transaction
 from vmcoal.controller.vm import Vm
-from vmcoal.errors import ConflictError, DeadlineError, NotFoundError, RefusedError, VmcoalError
+from vmcoal.errors import ConflictError, DeadlineError, NotFoundError, RefusedError, UsageError, VmcoalError
 from vmcoal.host.facts import Host
 from vmcoal.layout import shm_home
 from vmcoal.model.attachment import AttachmentState
 from vmcoal.model.lease import Lease, LeaseState, ResourceKind
 from vmcoal.model.paging import HOME, LOCAL, PagedRegion
 from vmcoal.model.units import format_size
+from vmcoal.policy.admission import admit
 from vmcoal.policy.paging import PLACES, Candidate, Transfer, choose_spare, fits_home, only_at
 
 _LOOK_FIRST, _LOOK_MAX = 0.02, 0.5
@@ -65,6 +66,35 @@ async def candidates(vm: Vm, *, deadline: float = 5.0) -> list[Candidate]:
 async def find_spare(vm: Vm, taken: Collection[str], size: int) -> str | None:
     """Return the nearest paired lender outside ``taken`` that has ``size`` bytes for us, or ``None``."""
     return choose_spare(await candidates(vm), taken, size)
+
+
+async def choose_copy(vm: Vm, lender: str, wanted: str | None, capacity: int, committed: int) -> str:
+    """Return where memory from ``lender`` can be a second time: at ``wanted``, or at the nearest other lender.
+
+    Raises `UsageError`, `NotFoundError`, `RefusedError` if it cannot be there; nothing is changed.
+    """
+    vm.pager("second place for pages (--replicas)")
+    if wanted == LOCAL:
+        vm.local.check_room(capacity)
+        return LOCAL
+    if wanted == lender:
+        raise UsageError(
+            f"a copy at {lender} would be lost with it", hint="name another lender, or: --replica-on local"
+        )
+    if wanted is None:
+        spare = await find_spare(vm, {lender}, capacity)
+        if spare is None:
+            raise RefusedError(
+                f"no paired lender but {lender} answers and has {format_size(capacity)} for a copy",
+                hint="pair another one, or keep the copy in a file here: --replica-on local",
+            )
+        return spare
+    record = vm.keeper.record(wanted)
+    session = await vm.keeper.session(record.name, deadline=10.0)
+    await vm.keeper.measure(record.name)
+    grants = frozenset(session.grants)
+    admit(await session.offer(), grants, ResourceKind.MEMORY, capacity, committed, session.same_host)
+    return record.name
 
 
 def check_home_room(away: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmcoal.controller.guard import held
 from vmcoal.controller.loans import attachments
 from vmcoal.controller.paging import paging
 from vmcoal.controller.vm import Vm
@@ -72,29 +73,37 @@ def _troubles(vm: Vm) -> list[str]:
     for lender in vm.book.lenders():
         down = vm.keeper.down_for(lender)
         loans = vm.book.of(lender)
-        memory = sum(loan.size for loan in loans)
+        alone = sum(loan.size for loan in loans if loan.is_memory and len(vm.book.places(loan.region)) == 1)
         if down is not None:
             grace = max(loan.lease.terms.grace for loan in loans)
-            stalls = f"what touches its {format_size(memory)} may stall" if memory else "its vCPUs are not renewed"
+            stalls = f"what touches its {format_size(alone)} may stall" if alone else "its vCPUs are not renewed"
             rest = (
                 f"it can still come back within {format_duration(grace - down)}"
                 if down < grace
                 else "its grace is over, the bytes may be gone"
             )
-            found.append(
-                f"lender {lender} has been unreachable for {format_duration(max(down, 1.0))}: {stalls}, {rest}; "
-                f"bring it back, or end the VM: vmcoal shutdown {name} --force"
-            )
+            gone = f"lender {lender} has been unreachable for {format_duration(max(down, 1.0))}"
+            if not alone and all(loan.is_memory for loan in loans):
+                found.append(
+                    f"{gone}: its pages are read from their other place; bring it back within "
+                    f"{format_duration(max(0.0, grace - down))}, else they are copied to another lender by themselves"
+                )
+            else:
+                found.append(f"{gone}: {stalls}, {rest}; bring it back, or end the VM: vmcoal shutdown {name} --force")
         if notice := vm.keeper.notices.get(lender):
             found.append(f"lender {lender}: {notice}")
     for loan in vm.book:
-        if loan.problem:
+        if loan.problem and loan.is_memory and len(vm.book.places(loan.region)) > 1:
+            found.append(f"{loan.problem}; its other place is used, and this one is replaced by itself")
+        elif loan.problem:
             found.append(f"{loan.problem}; next: vmcoal shutdown {name} --force")
         elif loan.lease.state is LeaseState.REVOKING:
             found.append(
                 f"{loan.lease.lender} takes lease {loan.id} back; next: vmcoal detach {name} --from {loan.lease.lender}"
             )
-    return found
+    found += vm.concerns.values()
+    paused = held(vm)
+    return [*found, paused] if paused else found
 
 
 def _nodes(vm: Vm, plugged: PluggedState | None, guest: GuestTopology | None) -> tuple[NodeStatus, ...]:

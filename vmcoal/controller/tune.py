@@ -14,9 +14,12 @@ from vmcoal.controller.journal import TUNING
 from vmcoal.controller.transaction import Progress, Transaction, transaction
 from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm
-from vmcoal.errors import UsageError, VmcoalError
+from vmcoal.errors import PrerequisiteError, UsageError, VmcoalError
+from vmcoal.host.facts import Host
 from vmcoal.model.attachment import Step
+from vmcoal.model.paging import LossPolicy
 from vmcoal.model.units import MIB, format_size
+from vmcoal.policy.paging import refuse_loss
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +34,21 @@ def tuning(vm: Vm) -> Tuning:
     return msgspec.convert(vm.journal.items().get(TUNING, {}), Tuning)
 
 
-def check(vm: Vm, cache: int | None) -> None:
-    """Raise `ConflictError` if this VM's engine has no cache, `UsageError` if ``cache`` (bytes) is none."""
-    if cache is None:
-        return
-    vm.pager("bounded cache (--cache)")
-    if cache < CACHE_MIN:
-        raise UsageError(f"a cache of {format_size(cache)} is too small", hint=f"give {format_size(CACHE_MIN)} or more")
+def check(vm: Vm, cache: int | None, on_loss: LossPolicy | None) -> None:
+    """Raise what keeps this VM from a ``cache`` of so many bytes or from a loss policy.
+
+    That is `ConflictError` for an engine without them, `UsageError` for too small a cache, `PrerequisiteError` for a
+    host that cannot.
+    """
+    if cache is not None:
+        vm.pager("bounded cache (--cache)")
+        if cache < CACHE_MIN:
+            least = format_size(CACHE_MIN)
+            raise UsageError(f"a cache of {format_size(cache)} is too small", hint=f"give {least} or more")
+    if on_loss is not None:
+        vm.pager("loss policy (--on-loss)")
+        if reason := refuse_loss(on_loss, Host().kernel(), vm.spec.accel):
+            raise PrerequisiteError(reason, hint="without it, what touches a lost page waits: --on-loss stall")
 
 
 def plan_cache(vm: Vm, cache: int) -> Step:
@@ -49,13 +60,32 @@ def plan_cache(vm: Vm, cache: int) -> Step:
 
 async def tune(vm: Vm, request: TuneRequest, report: Progress) -> Tuning:
     """Change what ``request`` names, at once and for good; return how it is then."""
-    check(vm, request.cache)
+    check(vm, request.cache, request.on_loss)
     engine = vm.pager("cache and no loss policy")
-    async with transaction(vm.journal, undos(vm), "tune", request, steps=1, deadline=_DEADLINE, report=report) as trans:
+    steps = (request.cache is not None) + (request.on_loss is not None)
+    async with transaction(
+        vm.journal, undos(vm), "tune", request, steps=steps, deadline=_DEADLINE, report=report
+    ) as trans:
         if request.cache is not None:
             trans.say(f"keep at most {format_size(request.cache)} here")
             await set_cache(vm, request.cache, trans)
-    return Tuning(cache=engine.cache)
+        if request.on_loss is not None:
+            trans.say(f"{request.on_loss} what touches a lost page")
+            told = tuning(vm)
+            async with trans.step("told", told=told):
+                vm.journal.put(TUNING, msgspec.structs.replace(told, on_loss=request.on_loss))
+            for loan in vm.book:
+                if loan.is_memory and not loan.copy and loan.on_loss is not request.on_loss:
+                    async with trans.step("loss", region=loan.region, before=loan.on_loss):
+                        await set_loss(vm, loan.region, request.on_loss)
+    return msgspec.structs.replace(tuning(vm), cache=engine.cache)
+
+
+async def set_loss(vm: Vm, region: str, policy: LossPolicy) -> None:
+    """Say what touching a lost page of ``region`` does, to the engine and in the book."""
+    await vm.pager("loss policy (--on-loss)").set_loss(region, policy)
+    for loan in vm.book.places(region):
+        vm.book.put(msgspec.structs.replace(loan, on_loss=policy))
 
 
 async def set_cache(vm: Vm, cache: int, trans: Transaction) -> None:
@@ -76,5 +106,8 @@ async def restore(vm: Vm) -> None:
     try:
         if told.cache is not None:
             await engine.set_cache(told.cache)
+        for loan in vm.book:
+            if loan.is_memory and not loan.copy and loan.on_loss is not LossPolicy.STALL:
+                await engine.set_loss(loan.region, loan.on_loss)
     except VmcoalError as error:
         log.warning("the page engine does not take what it was told before: %s", error)

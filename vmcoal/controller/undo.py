@@ -21,6 +21,7 @@ from vmcoal.model.attachment import AttachmentState
 from vmcoal.model.guest import MemorySpan
 from vmcoal.model.lease import LeaseEvent, ResourceKind
 from vmcoal.model.machine import CpuMode
+from vmcoal.model.paging import LossPolicy
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,16 @@ def undos(vm: Vm) -> dict[str, Undo]:
         vm.journal.put(TUNING, data["told"])
         await vm.pager("bounded cache (--cache)").set_cache(data["before"])
 
+    async def told(data: dict[str, Any]) -> None:
+        vm.journal.put(TUNING, data["told"])
+
+    async def loss(data: dict[str, Any]) -> None:
+        policy = LossPolicy(data["before"])
+        with contextlib.suppress(NotFoundError):
+            await vm.pager("loss policy").set_loss(data["region"], policy)
+        for loan in vm.book.places(data["region"]):
+            vm.book.put(msgspec.structs.replace(loan, on_loss=policy))
+
     async def plug_dimm(data: dict[str, Any]) -> None:
         await memory.ensure_unplugged(vm.qmp, data["device"], data["backend"], deadline=_DEADLINE)
 
@@ -164,6 +175,8 @@ def undos(vm: Vm) -> dict[str, Undo]:
         "book": book,
         "serve": serve,
         "cache": cache,
+        "told": told,
+        "loss": loss,
         "store": store,
         "local-copy": local_copy,
         "unstore": unstore,

@@ -56,6 +56,8 @@ class Vm:
     operation: str | None = None
     granted: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Lease and epoch by the token of the request, for undoing it without asking again."""
+    concerns: dict[str, str] = field(default_factory=dict)
+    """What is wrong with the places of a region's pages, by region, for people."""
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property

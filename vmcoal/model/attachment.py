@@ -33,7 +33,9 @@ class AttachmentState(enum.StrEnum):
 class AttachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `vmcoal attach` asks for. ``memory`` in bytes; ``lender`` a paired lender's name or ``None`` for the only
     one; ``node`` a far node, or ``None`` for the one whose tier fits the link; ``deadline`` in seconds. ``cache`` bytes
-    of all the VM's borrowed memory that may be on this host, ``None`` as it is."""
+    of all the VM's borrowed memory that may be on this host, ``None`` as it is; ``replicas`` 1 or 2 places for the
+    pages, the second one ``replica_on`` a lender, ``local`` (a file here), or ``None`` for the nearest other lender;
+    ``on_loss`` what touching a lost page does, ``None`` as it was tuned."""
 
     lender: str | None = None
     cpus: int = 0
@@ -42,6 +44,9 @@ class AttachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     engine: Engine = Engine.LOCAL
     node: int | None = None
     cache: int | None = None
+    replicas: int = 1
+    replica_on: str | None = None
+    on_loss: LossPolicy | None = None
     deadline: float = 120.0
     dry_run: bool = False
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 
 import msgspec
 
 from vmcoal.model.lease import Offer, ResourceKind
-from vmcoal.model.paging import PagedRegion
+from vmcoal.model.machine import Accel
+from vmcoal.model.paging import LossPolicy, PagedRegion
 from vmcoal.model.units import MIB, format_duration, format_size
 
 PLACES = 2
@@ -57,6 +59,25 @@ def only_at(region: PagedRegion, number: int) -> int:
     if region.home:
         ways.append(region.away)
     return min(ways, default=region.size)
+
+
+def refuse_loss(policy: LossPolicy, kernel: str, accel: Accel) -> str | None:
+    """Return why a VM with ``accel`` on a host with this ``kernel`` release cannot have ``policy``, or ``None``.
+
+    Poison is UFFDIO_POISON (Linux 6.6), which QEMU hands to the guest as a memory error only under KVM; under TCG it is
+    SIGBUS, the end of QEMU. Before Linux 6.2 a KVM page fault ignores signals, and under TCG a vCPU that waits for a
+    page cannot be interrupted either, so that QEMU's ``stop`` would wait with it.
+    """
+    if policy is LossPolicy.STALL:
+        return None
+    if accel is not Accel.KVM:
+        why = "a lost page would end QEMU" if policy is LossPolicy.POISON else "a vCPU that waits cannot be stopped"
+        return f"{policy} needs KVM: under {accel.value.upper()} {why}"
+    needed = (6, 6) if policy is LossPolicy.POISON else (6, 2)
+    here = tuple(int(part) for part in re.findall(r"\d+", kernel)[:2])
+    if here < needed:
+        return f"{policy} needs Linux {needed[0]}.{needed[1]} or newer on this host, which has {kernel}"
+    return None
 
 
 class Transfer:
