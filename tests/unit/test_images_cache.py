@@ -16,7 +16,7 @@ import pytest
 from vmcoal.errors import DeadlineError, ExecutionError, PrerequisiteError, UsageError
 from vmcoal.guest import images, seed
 from vmcoal.guest.store import Image, Store, digest_of
-from vmcoal.layout import vm_folders
+from vmcoal.layout import lab_host_folders, vm_folders
 
 pytestmark = pytest.mark.unit
 
@@ -97,9 +97,33 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def test_what_a_killed_build_left_goes_with_the_next(tmp_path: Path) -> None:
     store = Store(tmp_path)
     (store.images / ".build-default-dead").mkdir(parents=True)
-    (store.images / ".build-debian-alive").mkdir()
+    alive = [".build-debian-alive", ".build-default-trixie-alive"]
+    for name in alive:
+        (store.images / name).mkdir()
     put(store, "default", "d1")
-    assert sorted(path.name for path in store.images.glob(".*")) == [".build-debian-alive"]
+    assert sorted(path.name for path in store.images.glob(".*")) == alive
+
+
+def test_an_image_that_a_lab_host_runs_from_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first, second = put(store, "lab-12", "d1"), put(store, "lab-12", "d2")
+    age(first, "2020-01-01T00:00:00+00:00")
+    spec = lab_host_folders("host1", "shed").spec
+    spec.parent.mkdir(parents=True)
+    spec.write_text(json.dumps({"disks": [str(first.path("disk"))]}))
+    assert store.in_use(first) == ["shed/host1"]
+    assert store.in_use(second) == []
+    assert store.prune()[1] == {"lab-12-d1": ["shed/host1"]}
+
+
+def test_packages_stay_while_any_image_is_built(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.packages.mkdir(parents=True)
+    with store.building("lab-12", deadline=1, progress=nobody, space=0):
+        store.prune()
+        assert store.packages.exists()
+    store.prune()
+    assert not store.packages.exists()
 
 
 def test_a_second_build_waits_and_says_so(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,10 +34,10 @@ _LOCK_POLL = 0.2
 class Image(msgspec.Struct, frozen=True, kw_only=True):
     """One image that vmcoal built.
 
-    ``kind`` default | debian; ``digest`` of everything it was made of; ``recipe`` digest of vmcoal's part of that,
-    without the packages' versions; ``release`` of its kernel; ``system`` for people; ``created`` ISO 8601, UTC;
-    ``files`` by role (kernel, initrd, disk), names in its folder; ``append`` kernel arguments; ``packages`` versions by
-    name; ``folder`` where it is.
+    ``kind`` default | debian, and for the lab lab-FLAVOR | lab-FLAVOR-vmcoal | default-SUITE; ``digest`` of everything
+    it was made of; ``recipe`` digest of vmcoal's part of that, without the packages' versions; ``release`` of its
+    kernel; ``system`` for people; ``created`` ISO 8601, UTC; ``files`` by role (kernel, initrd, disk), names in its
+    folder; ``append`` kernel arguments; ``packages`` versions by name; ``folder`` where it is.
     """
 
     kind: str
@@ -130,7 +130,8 @@ class Store:
                     hint="free some space, or set XDG_CACHE_HOME to a folder on a larger disk",
                 )
             for stale in self.images.glob(f".build-{kind}-*"):
-                shutil.rmtree(stale, ignore_errors=True)
+                if "-" not in stale.name.removeprefix(f".build-{kind}-"):  # else it is of a kind with a longer name
+                    shutil.rmtree(stale, ignore_errors=True)
             work = Path(tempfile.mkdtemp(prefix=f".build-{kind}-", dir=self.images))
             try:
                 yield work
@@ -156,13 +157,15 @@ class Store:
         return msgspec.structs.replace(image, folder=str(final))
 
     def in_use(self, image: Image) -> list[str]:
-        """Return the names of the VMs whose spec names a file of ``image``, sorted."""
+        """Return the names of the VMs, and of the lab's hosts as LAB/HOST, whose spec names a file of ``image``."""
+        home = state_home()
+        specs = {path: path.parent.name for path in (home / "vm").glob("*/machine.json")}
+        specs |= {path: str(path.parent.relative_to(home / "lab")) for path in (home / "lab").glob("*/*/host.json")}
         names = []
-        for spec in sorted((state_home() / "vm").glob("*/machine.json")):
+        for spec, name in sorted(specs.items()):
             with suppress(OSError):
-                text = spec.read_bytes()
-                if os.fsencode(image.folder + "/") in text:
-                    names.append(spec.parent.name)
+                if os.fsencode(image.folder + "/") in spec.read_bytes():
+                    names.append(name)
         return names
 
     def trim(self, kind: str, *, keep: int) -> None:
@@ -197,14 +200,13 @@ class Store:
         return removed, kept
 
     def _forget_packages(self) -> None:
-        with suppress(OSError):
-            lock = os.open(self.images / "default.lock", os.O_RDWR | os.O_CLOEXEC)
-            try:
+        with suppress(OSError), ExitStack() as held:
+            for path in sorted(self.images.glob("*.lock")):
+                lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+                held.callback(os.close, lock)
                 # A build that goes on is using them, and BlockingIOError is an OSError.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(self.packages, ignore_errors=True)
-            finally:
-                os.close(lock)
+            shutil.rmtree(self.packages, ignore_errors=True)
 
     def _remove(self, image: Image) -> None:
         try:
