@@ -364,13 +364,17 @@ def test_status_with_paged_memory(controller: Start, golden: Callable[[str, str]
         found=10000,
         hit_ratio=0.81,
         prefetch_accuracy=0.93,
-        regions={"m1": PagedRegion(size=512 * MIB, here=60 * MIB, away=200 * MIB, lost=8192)},
+        regions={
+            "m1": PagedRegion(size=512 * MIB, here=60 * MIB, away=200 * MIB, lost=8192),
+            "m2": PagedRegion(size=512 * MIB, here=500 * MIB, away=12 * MIB, home=True),
+        },
         stores=(
             StoreActivity(
                 number=0, lender="attic", bytes_in=3 * MIB, bytes_out=GIB, latency=(0,) * 7 + (90, 0, 9, 1), **places
             ),
             StoreActivity(number=1, lender="barn", bytes_out=GIB, behind=MIB, **places),
             StoreActivity(region="m1", number=1, lender="cave", why="no answer in 3 s"),
+            StoreActivity(region="m2", number=0, lender="local", connected=True),
             StoreActivity(region="m1", number=1, lender="den", connected=True, refused=True),
         ),
     )

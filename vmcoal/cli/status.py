@@ -16,6 +16,7 @@ from vmcoal.cli.vm import offline_status, status_of, vm_call
 from vmcoal.errors import VmcoalError
 from vmcoal.model.activity import PagingActivity, StoreActivity, percentile
 from vmcoal.model.attachment import AttachedCpu, AttachedMemory, Attachment
+from vmcoal.model.paging import HOME, LOCAL
 from vmcoal.model.status import NodeStatus, VmStatus
 from vmcoal.model.units import format_duration, format_size
 
@@ -106,7 +107,7 @@ def vms_text(statuses: list[VmStatus]) -> str:
             status.accel.value,
             _total_cpus(status),
             _total_memory(status),
-            ", ".join(sorted({at.lender for at in status.attachments})) or "-",
+            ", ".join(sorted({at.lender for at in status.attachments} - {HOME, LOCAL})) or "-",
             format_duration(status.uptime) if status.uptime is not None else "-",
             f"degraded ({len(status.degraded)})" if status.degraded else "ok" if status.state == "running" else "-",
         )
@@ -121,7 +122,7 @@ def _total_cpus(status: VmStatus) -> str:
 
 
 def _total_memory(status: VmStatus) -> str:
-    far = sum(memory.size for at in status.attachments for memory in at.memory)
+    far = sum(memory.size for at in status.attachments for memory in at.memory if not memory.copy)
     return format_size(status.memory) + (f" + {format_size(far)}" if far else "")
 
 
@@ -189,13 +190,21 @@ def paging_lines(paging: PagingActivity) -> list[str]:
         p50, p99 = (percentile(store.latency, fraction) for fraction in (0.5, 0.99))
         fetch = f"< {format_duration(p50)} / {format_duration(p99)}" if p50 and p99 else "-"
         moved = (format_size(store.bytes_in), format_size(store.bytes_out))
-        rows.append((store.lender, store.region, format_size(region.away), _place(store), *moved, fetch))
+        rows.append((_who(store.lender), store.region, format_size(region.away), _place(store), *moved, fetch))
+    for name, region in paging.regions.items():
+        if region.home:
+            state = "is home" if not region.away else "comes home"
+            rows.append(("(this host)", name, format_size(region.away), state, "-", "-", "-"))
     header = ("LENDER", "MEMORY", "AWAY", "STATE", "BYTES IN", "BYTES OUT", "FETCH P50/P99")
     return [
         "Paged memory",
         *(f"  {label + ':':<14}{text}" for label, text in facts if text),
         *(["", table(header, rows)] if rows else []),
     ]
+
+
+def _who(lender: str) -> str:
+    return "(this host's disk)" if lender == LOCAL else lender
 
 
 def _share(ratio: float | None, of: str) -> str | None:
@@ -244,7 +253,8 @@ def attachment_rows(at: Attachment) -> list[tuple[str, ...]]:
         size = format_size(memory.size)
         if memory.size != memory.capacity:
             size += f" of {format_size(memory.capacity)}"
-        rows.append((*head, f"{size} {memory.style.value}", memory.engine, *_states(memory)))
+        what = "copy" if memory.copy else memory.style.value
+        rows.append((*head, f"{size} {what}", memory.engine, *_states(memory)))
     return rows
 
 

@@ -93,7 +93,8 @@ class ControllerMetrics:
                 self._rtt.labels(vm, found.lender).set(found.link.rtt)
             self._distance.labels(vm, found.lender, str(found.node)).set(found.distance)
             for memory in found.memory:
-                self._memory.labels(vm, found.lender, memory.engine).inc(memory.size)
+                if not memory.copy:
+                    self._memory.labels(vm, found.lender, memory.engine).inc(memory.size)
                 self._leases.labels(vm, found.lender, "memory", memory.lease_state).inc()
             for cpu in found.cpus:
                 self._cpus.labels(vm, found.lender, cpu.engine).inc()
