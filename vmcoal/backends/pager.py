@@ -21,7 +21,7 @@ from vmcoal.backends import mounts, nbd
 from vmcoal.backends.base import EngineTraits, MemoryRegion, runtime_file
 from vmcoal.backends.pager_client import PagerStats, RegionStats, home, order, sample, stats, unstore
 from vmcoal.backends.pager_view import activity_of
-from vmcoal.backends.probe import engine_facts, library
+from vmcoal.backends.probe import engine_facts, existing, library
 from vmcoal.errors import (
     DeadlineError,
     NotFoundError,
@@ -394,9 +394,12 @@ class PagerEngine:
 
 
 def default_cache() -> int:
-    """Return how many bytes of borrowed memory may be on this host unless told otherwise: a sixteenth of its memory."""
+    """Return how many bytes of borrowed memory may be on this host unless told otherwise: a sixteenth of its memory,
+    and no more than half of what its tmpfs holds, where they are."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(1 << 30, max(64 << 20, total // 16)) // 4096 * 4096
+    space = os.statvfs(existing(shm_home()))
+    room = space.f_blocks * space.f_frsize
+    return min(1 << 30, max(64 << 20, total // 16), max(room // 2, CACHE_MIN)) // 4096 * 4096
 
 
 def _complaint(region: RegionStats) -> str | None:

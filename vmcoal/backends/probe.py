@@ -30,7 +30,7 @@ _PT_INTERP = 3
 
 def engine_facts(qemu: str | None = None) -> EngineFacts:
     """Return what decides on this host; ``qemu`` names the program that would be started, ``None``: any."""
-    folder = _existing(shm_home())
+    folder = existing(shm_home())
     space = os.statvfs(folder)
     return EngineFacts(
         kernel=platform.release(),
@@ -135,5 +135,6 @@ def _missing() -> str | None:
     return None
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
+    """Return ``folder``, or its nearest parent that is there."""
     return next(path for path in (folder, *folder.parents) if path.exists())
