@@ -131,3 +131,10 @@ def test_ssh_key_reaches_a_kernel_through_the_firmware_interface() -> None:
     spec = msgspec.structs.replace(KERNEL, ssh_key="ssh-ed25519 AAAA me,here")
     argv = qemu_argv(spec, FOLDERS, FDS)
     assert argv[argv.index("-fw_cfg") + 1] == "name=opt/org.vmcoal/authorized_keys,string=ssh-ed25519 AAAA me,,here"
+
+
+def test_the_users_arguments_come_before_the_far_nodes_buses() -> None:
+    spec = msgspec.structs.replace(KERNEL, qemu_args=("-device", "virtio-balloon-pci"))
+    argv = qemu_argv(spec, FOLDERS, FDS)
+    at = argv.index("virtio-balloon-pci")
+    assert all(at < index for index, word in enumerate(argv) if word.startswith(("pxb-pcie", "pcie-root-port")))

@@ -9,6 +9,7 @@ Decisions that are not obvious from the line itself:
   offers are present, under the same ids as hot-plugged ones.
 - The guest may reboot (no ``-no-reboot``). QEMU keeps what was plugged: DIMMs and vCPUs are then part of the machine
   that the firmware describes, and the guest comes up with all of them; the agent's boot id tells the controller.
+- The user's own arguments come before the far nodes' buses: QEMU would put a device that names no bus on one of them.
 - PCI addresses are fixed, so that adding a disk renames no network interface.
 - The serial console is a socket and is logged to QEMU's stdout, a pipe that the holder drains into a bounded file.
 """
@@ -54,9 +55,9 @@ def qemu_argv(spec: MachineSpec, folders: VmFolders, fds: Mapping[str, int]) -> 
         *_disks(spec, folders),
         *_net(spec),
         *_display(spec),
+        *spec.qemu_args,
         *_memory_ports(spec),
         *_expanders(spec),
-        *spec.qemu_args,
     ]
 
 

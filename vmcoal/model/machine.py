@@ -101,7 +101,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     people; ``display`` QEMU's ``-display``/``-vnc``/``-spice`` choice (``none``, ``vnc=127.0.0.1:1``, ``gtk``,
     ``spice=…``); ``ssh_key`` public key (OpenSSH, one line) that a directly booted guest is given through fw_cfg;
     ``metrics`` address of the Prometheus endpoint, or ``None``; ``memory_engine`` what was asked for; ``qemu_args`` the
-    user's own arguments, after vmcoal's; ``version`` of this structure.
+    user's own arguments; ``version`` of this structure.
     """
 
     version: int = 1
