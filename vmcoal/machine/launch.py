@@ -195,11 +195,10 @@ class HolderLauncher:
         else:
             status = self._told(ended.state, ended.code, ended.signal)
         stderr = str(status.get("stderr", ""))
-        lines = stderr.strip().splitlines()
-        reason = _STAMP.sub("", lines[-1])[:300] if lines else "it said nothing"
+        reason, hint = last_words(stderr)
         how = f"signal {status['signal']}" if status.get("signal") else f"exit code {status.get('code')}"
-        hint = next((hint for pattern, hint in _HINTS if pattern.search(stderr)), f"see {self._folders.qemu_log}")
-        return ExecutionError(f"QEMU of {spec.name} ended with {how}: {reason}", hint=hint, argv=argv, **status)
+        text = f"QEMU of {spec.name} ended with {how}: {reason}"
+        return ExecutionError(text, hint=hint or f"see {self._folders.qemu_log}", argv=argv, **status)
 
     def _told(self, state: ChildState, code: int, signal: int) -> dict[str, Any]:
         return {"state": str(state), "code": code, "signal": signal, "stderr": self._stderr()}
@@ -212,6 +211,17 @@ class HolderLauncher:
             file.seek(max(start, size - _TAIL))
             return file.read(_TAIL).decode("utf-8", "replace")
         return ""
+
+
+def last_words(stderr: str) -> tuple[str, str | None]:
+    """Return why QEMU ended, as one line, and the next step where one is known.
+
+    Warnings are no reason: under KVM, QEMU warns of each machine with more vCPU slots than the host has CPUs.
+    """
+    lines = [line for line in stderr.strip().splitlines() if "warning: " not in line]
+    reason = _STAMP.sub("", lines[-1])[:300] if lines else "it said nothing"
+    text = "\n".join(lines)
+    return reason, next((hint for pattern, hint in _HINTS if pattern.search(text)), None)
 
 
 def listen(path: Path, undo: AsyncExitStack) -> socket.socket:
