@@ -28,7 +28,7 @@ from vmcoal.holding.client import ChildSpec, Holder, read_exits
 from vmcoal.lab.channel import Channel, Done, open_channel
 from vmcoal.lab.host_spec import FIRST_NETWORK_FD, SOCKETS, HostSpec, host_argv
 from vmcoal.layout import LabHostFolders
-from vmcoal.machine.launch import listen
+from vmcoal.machine.launch import last_words, listen
 from vmcoal.machine.qmp_errors import translated
 from vmcoal.machine.unplug import Clock
 from vmcoal_qmp import QmpClient, Transcript
@@ -42,7 +42,6 @@ _DYING = 3.0
 _CHANNEL = 10.0
 _SPEC_MAX = 1 << 20
 _NOT_INHERITED = ("LISTEN_", "NOTIFY_", "WATCHDOG_")
-_STAMP = re.compile(r"^(?:\d{4}-\d\d-\d\dT\S+Z )?(?:\S*qemu-system\S*: )?")
 _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"Cannot allocate memory|cannot set up guest memory"), "use fewer hosts, or less --memory for each"),
     (re.compile(r"KVM|kvm"), "KVM does not carry this host: vmcoal lab up --accel tcg"),
@@ -266,7 +265,7 @@ class Host:
             await asyncio.wait({ending}, timeout=_DYING)
             if ending.done():
                 words = _tail(self.folders.qemu_log).strip()
-                line = _STAMP.sub("", words.splitlines()[-1]) if words else "it said nothing"
+                line, _ = last_words(words)
                 raise ExecutionError(
                     f"QEMU of the host ended at once: {line}",
                     host=self.name,
@@ -294,9 +293,8 @@ def _how_it_ended(folders: LabHostFolders) -> str:
     ends = [record for record in read_exits(folders.exits) if record.id == QEMU]
     if not ends:
         return ""
-    words = _tail(folders.qemu_log).strip()
-    line = f": {_STAMP.sub('', words.splitlines()[-1])[:200]}" if words else ""
-    return f"; QEMU ended with {'signal' if ends[-1].state == 'signaled' else 'exit code'} {ends[-1].code}{line}"
+    line, _ = last_words(_tail(folders.qemu_log))
+    return f"; QEMU ended with {'signal' if ends[-1].state == 'signaled' else 'exit code'} {ends[-1].code}: {line}"
 
 
 def _tail(path: Path) -> str:
