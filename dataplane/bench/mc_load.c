@@ -122,15 +122,16 @@ static size_t answer(int fd, char *to, bool get)
 	}
 }
 
-static size_t set(int fd, uint64_t key, char *buffer)
+static void set(int fd, uint64_t key, char *buffer, bool wait)
 {
-	size_t length = (size_t)sprintf(buffer, "set key-%010lu 0 0 %zu\r\n", key, bytes);
+	size_t length = (size_t)sprintf(buffer, "set key-%010lu 0 0 %zu%s\r\n", key, bytes, wait ? "" : " noreply");
 
 	memset(buffer + length, 0, bytes);
 	value(key, buffer + length);
 	memcpy(buffer + length + bytes, "\r\n", 2);
 	send_all(fd, buffer, length + bytes + 2);
-	return answer(fd, buffer, false);
+	if (wait)
+		answer(fd, buffer, false);
 }
 
 static void *work(void *argument)
@@ -155,7 +156,7 @@ static void *work(void *argument)
 			else
 				worker->wrong += !!memcmp(buffer + length - 7 - bytes, expected, bytes);
 		} else {
-			set(fd, key, buffer);
+			set(fd, key, buffer, true);
 		}
 		worker->took[worker->count++] = (float)((now() - begun) * 1e6);
 	}
@@ -226,7 +227,7 @@ int main(int argc, char **argv)
 		int fd = dial();
 
 		for (uint64_t key = 0; key < keys; key++)
-			set(fd, key, buffer);
+			set(fd, key, buffer, key == keys - 1);
 		free(buffer);
 		puts("filled");
 	} else if (!strcmp(argv[2], "run") && argc == 8 && atoi(argv[5]) <= THREADS_MAX) {

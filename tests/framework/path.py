@@ -235,7 +235,7 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
     try:
         yield made
     finally:
-        _stop(made)
+        stop_all(made)
         survivors = before.survivors()
         failed = any(name.startswith(request.node.nodeid) for name in evidence.failed)
         if failed or survivors:
@@ -246,7 +246,7 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
     assert not survivors, "survived: " + "; ".join(survivors)
 
 
-def _stop(made: Scene) -> None:
+def stop_all(made: Scene) -> None:
     """End the VM and the lenders, whatever state the test left them in."""
     if made.vm and made.folders.holder_socket.exists():
         made.run("shutdown", made.vm, "--force", code=None)

@@ -47,7 +47,7 @@ def policy(
         panel.axhline(1, color=_COLOURS[0], linewidth=1)
         panel.set_title(f"cache {percent} % of the pages", loc="left")
         panel.set_ylabel("misses, FIFO = 1")
-        panel.set_xticks(range(len(traces)), traces)
+        panel.set_xticks(range(len(traces)), [trace.replace("-", "\n") for trace in traces])
     panels[0].legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.6), frameon=False)
     _save(pyplot, figure, path)
 
