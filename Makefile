@@ -10,7 +10,7 @@ SOURCES := $(shell find vmcoal qmp guest-agent dataplane tools/list-sources meso
 TESTS ?= tests
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo lab-tour test lint format docs bench bench-attach bench-memory bench-policy bench-programs soak clean
+.PHONY: help setup demo lab-tour test lint format docs bench bench-attach bench-memory bench-policy bench-programs bench-guest soak clean
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -67,7 +67,12 @@ bench-policy: setup
 bench-programs: setup $(VENV)/bench-packages
 	@PYTHONPATH=tests $(PYTHON) tools/bench-programs $(BENCH_ARGS)
 
-bench: bench-attach bench-memory bench-policy bench-programs
+bench-guest: setup $(VENV)/bench-packages
+	@PYTHONPATH=tests $(PYTHON) tools/bench-guest $(BENCH_ARGS)
+
+# Each target of its own takes BENCH_ARGS; together they take none.
+bench: BENCH_ARGS :=
+bench: bench-attach bench-memory bench-policy bench-programs bench-guest
 
 soak: setup
 	$(PYTHON) -m pytest -m soak $(PYTEST_ARGS)

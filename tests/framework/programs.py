@@ -170,6 +170,8 @@ class Memcached:
         """Run the load generator and return its figures."""
         process = self.start_load(keys, size, threads=threads, seconds=seconds, sets=sets)
         out, _ = process.communicate(timeout=seconds + 300)
+        if process.returncode:
+            raise ConnectionError("memcached hung up")
         return numbers(out.decode())
 
     def dump(self) -> None:
