@@ -2,10 +2,11 @@
  *
  *   policy-sim PERCENT...
  *
- * Prints a line for each policy and size: `NAME PERCENT BUDGET USES PAGES MISSES CHEAP`, MISSES what has to be fetched
- * and CHEAP the faults that found their bytes on this host.
+ * Prints a line for each policy and size: `NAME PERCENT BUDGET USES PAGES MISSES CHEAP WASTED`, MISSES what has to be fetched
+ * and CHEAP the faults that found their bytes on this host. Another number is what was fetched without need.
  *
  *  - pager: what vmcoal-pager does, by its own code (policy.c). It learns of a use only if the page is not here.
+ *  - ahead: the same with the prefetcher (stream.c), on a link without latency.
  *  - fifo: the least that a pager could do.
  *  - standby: the pager's, with a part of the cache for pages on their way out: they are not mapped any more but still
  *    here, and their use is a fault without a fetch, from which the policy learns (as VMS did).
@@ -19,13 +20,14 @@
 #include <string.h>
 
 #include "policy.h"
+#include "stream.h"
 
 enum { STANDBY_SHARE = 8 };
 
 static uint32_t *trace, length, pages;
 
 struct result {
-	uint32_t misses, cheap;
+	uint32_t misses, cheap, wasted;
 };
 
 static void *zeros(size_t count, size_t size)
@@ -58,6 +60,68 @@ static struct result play_pager(uint32_t budget)
 	}
 	free(nodes);
 	free(here);
+	return result;
+}
+
+/* As the engine does (engine.h, table.c): held pages are a ring, the window is at most a quarter of the cache. */
+static struct result play_ahead(uint32_t budget)
+{
+	enum { AWAY, HERE, GUESSED, HELD, HELD_MAX = 512 };
+	struct policy_node *nodes = zeros(pages, sizeof *nodes);
+	uint8_t *state = zeros(pages, 1);
+	uint32_t held[HELD_MAX], next = 0, room = budget / 16 < HELD_MAX ? budget / 16 + 1 : HELD_MAX;
+	struct result result = {0};
+	struct streams streams;
+	struct policy policy;
+
+	memset(held, 0xff, sizeof held);
+	policy_init(&policy, nodes, budget);
+	streams_init(&streams, pages, budget / 4 < 8192 ? budget / 4 : 8192);
+	for (uint32_t i = 0; i < length; i++) {
+		struct stream_wish wishes[STREAM_WISHES];
+		uint32_t page = trace[i];
+		unsigned count;
+
+		if (state[page] == HERE || state[page] == GUESSED) {
+			state[page] = HERE;
+			continue;
+		}
+		if (state[page] == HELD)
+			result.cheap++;
+		else
+			result.misses++;
+		count = streams_fault(&streams, page, false, state[page] == HELD ? FOUND_MARKER : FOUND_ABSENT, wishes);
+		state[page] = HERE;
+		policy_insert(&policy, page, true);
+		for (unsigned n = 0; n < count; n++)
+			for (uint32_t k = 0; k < wishes[n].count; k++) {
+				uint32_t other = wishes[n].first + (uint32_t)((int32_t)k * wishes[n].step);
+
+				if (state[other] != AWAY)
+					continue;
+				if (k != wishes[n].marker) {
+					state[other] = GUESSED;
+					policy_insert(&policy, other, false);
+					continue;
+				}
+				state[other] = HELD;
+				if (held[next] != UINT32_MAX && state[held[next]] == HELD) {
+					state[held[next]] = AWAY;
+					result.wasted++;
+					streams_unused(&streams, held[next]);
+				}
+				held[next] = other;
+				next = (next + 1) % room;
+			}
+		while (policy_count(&policy) > budget) {
+			uint32_t old = policy_victim(&policy);
+
+			result.wasted += state[old] == GUESSED;
+			state[old] = AWAY;
+		}
+	}
+	free(nodes);
+	free(state);
 	return result;
 }
 
@@ -309,28 +373,30 @@ static const struct {
 	const char *name;
 	struct result (*play)(uint32_t budget);
 } policies[] = {
-	{"pager", play_pager}, {"fifo", play_fifo},	{"standby", play_standby}, {"lru", play_lru},
+	{"pager", play_pager}, {"ahead", play_ahead}, {"fifo", play_fifo},	{"standby", play_standby}, {"lru", play_lru},
 	{"s3fifo", play_s3fifo}, {"belady", play_belady},
 };
 
-/* Number the pages that are used in order of their first use, so that tables are no larger than needed. */
-static void renumber(void)
+/* Tables are as large as the highest page needs; budgets are shares of the pages that are used. */
+static uint32_t count_pages(void)
 {
-	uint32_t *number = zeros(1U << 28, sizeof *number);
+	uint32_t count = 0;
+	bool *used;
 
+	for (uint32_t i = 0; i < length; i++)
+		pages = trace[i] >= pages ? trace[i] + 1 : pages;
+	used = zeros(pages, 1);
 	for (uint32_t i = 0; i < length; i++) {
-		uint32_t *at = &number[trace[i] & (POLICY_NONE)];
-
-		if (!*at)
-			*at = ++pages;
-		trace[i] = *at - 1;
+		count += !used[trace[i]];
+		used[trace[i]] = true;
 	}
-	free(number);
+	free(used);
+	return count;
 }
 
 int main(int argc, char **argv)
 {
-	uint32_t room = 1 << 16;
+	uint32_t room = 1 << 16, used;
 	size_t got;
 
 	trace = zeros(room, sizeof *trace);
@@ -343,14 +409,14 @@ int main(int argc, char **argv)
 		if (!trace)
 			return 1;
 	}
-	renumber();
+	used = count_pages();
 	for (int i = 1; i < argc; i++)
 		for (size_t n = 0; n < sizeof policies / sizeof *policies; n++) {
-			uint32_t budget = (uint32_t)((uint64_t)pages * (uint64_t)atoi(argv[i]) / 100);
+			uint32_t budget = (uint32_t)((uint64_t)used * (uint64_t)atoi(argv[i]) / 100);
 			struct result result = policies[n].play(budget ? budget : 1);
 
-			printf("%s %s %u %u %u %u %u\n", policies[n].name, argv[i], budget, length, pages, result.misses,
-			       result.cheap);
+			printf("%s %s %u %u %u %u %u %u\n", policies[n].name, argv[i], budget, length, used, result.misses,
+			       result.cheap, result.wasted);
 		}
 	return 0;
 }

@@ -99,13 +99,18 @@ unsigned streams_fault(struct streams *streams, uint32_t page, bool write, enum 
 		if (reaches(&streams->table[i], page))
 			stream = &streams->table[i];
 	if (stream) {
+		/* It was asked for and is not here: evicted before its use, or it did not fit, or the reader is not one. */
+		bool lost = find == FOUND_ABSENT && (stream->ahead - page) / stream->step > 0;
+
 		if (find == FOUND_MARKER && streams->doubt)
 			streams->doubt--;
 		/* The reader has caught up with what was asked for, or not all of it was fetched: ask again from here. */
 		if (find == FOUND_ABSENT || find == FOUND_ZERO || (page - stream->ahead) / stream->step > 0 || page == stream->ahead)
 			stream->ahead = (int64_t)page + stream->step;
 		/* Up to the floor it grows in any case: one fault for many pages is worth it on the quickest link. */
-		if (find == FOUND_ABSENT || find == FOUND_LATE || stream->window < WINDOW_FLOOR)
+		if (lost)
+			stream->window /= 2;
+		else if (find == FOUND_ABSENT || find == FOUND_LATE || stream->window < WINDOW_FLOOR)
 			stream->window = stream->window ? stream->window * 2 : WINDOW_FIRST;
 		if (stream->window > streams->window_max)
 			stream->window = streams->window_max;

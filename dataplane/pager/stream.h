@@ -7,6 +7,7 @@
  *
  * The window of a stream grows only while its reader catches up with what is still on its way: that makes it the
  * bandwidth-delay product of the link, whatever that is, and no more.
+ * It shrinks when a marker is thrown away, and when a page that was asked for has to be fetched again.
  */
 #pragma once
 

@@ -127,6 +127,18 @@ int main(void)
 	}
 	tell("pairs", 800);
 	CHECK(fetched <= 100);
+	/* What it fetched is evicted before its use: it does less and less. */
+	begin(20, 1024);
+	for (uint32_t page = 0; page < 4000; page++)
+		touch(page);
+	memset(state, AWAY, sizeof state);
+	fetched = demand = 0;
+	for (uint32_t page = 4000, i = 0; i < 200; i++, page += 37) {
+		touch(page);
+		memset(state, AWAY, sizeof state);
+	}
+	tell("evicted", 200);
+	CHECK(fetched <= 2048);
 	/* Turned off. */
 	begin(20, 0);
 	for (uint32_t page = 0; page < 1000; page++)

@@ -18,7 +18,7 @@ def misses(name: str) -> dict[tuple[str, int], int]:
     command = [programs.built("policy-sim"), "100", "50", "25", "10"]
     done = subprocess.run(command, input=traces.load(name).tobytes(), capture_output=True, check=True, timeout=60)
     rows = (line.split() for line in done.stdout.decode().splitlines())
-    return {(policy, int(percent)): int(missed) for policy, percent, _, _, _, missed, _ in rows}
+    return {(policy, int(percent)): int(missed) for policy, percent, _, _, _, missed, *_ in rows}
 
 
 @pytest.mark.parametrize("name", NAMES)

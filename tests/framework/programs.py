@@ -21,7 +21,7 @@ _BENCH = ROOT / "dataplane" / "bench"
 _HPCC = "hpcc-1.5.0"
 _HPCC_SHA256 = "0a6fef7ab9f3347e549fed65ebb98234feea9ee18aea0c8f59baefbe3cf7ffb8"
 _START = 10.0
-STREAM_PASSES = 3
+STREAM_PASSES = 2
 
 
 @functools.cache
@@ -115,7 +115,7 @@ class Memcached:
         self._command = [
             *prefix,
             *("memcached", "-s", str(self.socket), "-u", "root", "-m", str(megabytes), "-t", str(threads)),
-            *("-o", "no_slab_reassign", "-M", *(["-e", str(file)] if file else [])),
+            *("-o", "no_slab_reassign,no_lru_maintainer", "-M", *(["-e", str(file)] if file else [])),
         ]
         self._environment = os.environ | dict(environment or {})
 
