@@ -59,6 +59,7 @@ enum counter {
 	STAT_RETRIED,	    /* reads sent to another store */
 	STAT_TRIMMED,	    /* pages that stores were told to forget */
 	STAT_RESYNCED,	    /* pages copied to a store that had missed them */
+	STAT_STARVED,	    /* pages that this host had no memory for, tried again later */
 	COUNTERS,
 };
 
@@ -136,6 +137,7 @@ struct engine {
 	unsigned held_next;
 	struct fault *deferred;
 	unsigned deferred_count, deferred_room;
+	int64_t starved_us; /* this host had no memory for a page: nothing is tried again before */
 	struct extent *trims; /* pages that stores may forget */
 	unsigned trim_count, trim_room;
 	uint64_t stats[COUNTERS];
@@ -268,9 +270,9 @@ void store_answered(struct lane *lane, struct request *request);
 void resync(struct lane *lane);
 
 /* memory.c: the guest's memory, by system calls */
-/* `bytes` NULL: zeros, at most RUN_MAX pages. False: QEMU is gone, or there is no memory for it. A page that is there
- * already stays, and its threads are woken. */
-bool memory_install(const struct region *region, uint32_t page, uint32_t count, const char *bytes, bool protect);
+/* Returns how many were installed: not all if QEMU is gone, or there is no memory for more. `bytes` NULL: zeros, at most
+ * RUN_MAX pages. A page that is there already stays, and its threads are woken. */
+uint32_t memory_install(const struct region *region, uint32_t page, uint32_t count, const char *bytes, bool protect);
 void memory_protect(const struct region *region, uint32_t page, uint32_t count, bool protect);
 void memory_drop(const struct region *region, uint32_t page, uint32_t count);
 void memory_wake(const struct region *region, uint32_t page, uint32_t count);

@@ -5,7 +5,7 @@
 #include "engine.h"
 
 /* What answers in more time than this is not waited for awake. */
-enum { SPIN_MAX_US = 200 };
+enum { SPIN_MAX_US = 200, STARVED_US = 20000 };
 
 static void park(struct lane *lane, struct operation *operation)
 {
@@ -77,6 +77,55 @@ static bool prefetch_page(struct engine *engine, struct view *view, uint32_t pag
 	return true;
 }
 
+/* Under the lock. */
+static void defer(struct engine *engine, struct region *region, uint32_t page, enum page_event event, uint32_t needs)
+{
+	if (engine->deferred_count == engine->deferred_room) {
+		engine->deferred_room = engine->deferred_room ? engine->deferred_room * 2 : 64;
+		engine->deferred = realloc(engine->deferred, engine->deferred_room * sizeof *engine->deferred);
+		if (!engine->deferred)
+			abort();
+	}
+	engine->deferred[engine->deferred_count++] = (struct fault){region, page, event, needs};
+	engine->stats[STAT_DEFERRED]++;
+	engine->short_of_room = true;
+}
+
+/* Pages in a row that are busy, to be installed. */
+struct batch {
+	uint32_t page, count;
+	const char *bytes; /* NULL: zeros */
+	bool protect;
+	bool demand;	       /* a fault waits for them */
+	enum page_state before; /* what they are again if there is no memory for them */
+};
+
+/* There is no memory for the last pages of a batch. Who waits for them goes on waiting, until there may be some. */
+static void starve(struct engine *engine, struct region *region, const struct batch *batch, uint32_t installed)
+{
+	pthread_mutex_lock(&engine->lock);
+	for (uint32_t page = batch->page + installed; page < batch->page + batch->count; page++) {
+		uint8_t *byte = table_byte(engine, region, page);
+
+		table_set(engine, region, page, batch->before);
+		if (region->faults >= 0 && (batch->demand || *byte & PAGE_NOTED))
+			defer(engine, region, page, batch->protect ? EVENT_READ : EVENT_WRITE, 1);
+		*byte &= (uint8_t)~PAGE_NOTED;
+		engine->stats[STAT_STARVED]++;
+	}
+	engine->starved_us = now_us() + STARVED_US;
+	pthread_mutex_unlock(&engine->lock);
+}
+
+static void install(struct lane *lane, struct region *region, struct batch batch)
+{
+	uint32_t installed = memory_install(region, batch.page, batch.count, batch.bytes, batch.protect);
+
+	if (installed < batch.count)
+		starve(lane->engine, region, &batch, installed);
+	table_release(lane->engine, region, batch.page, batch.count, true, batch.demand);
+}
+
 /* Pages that no store has are made ahead of a stream as well: it costs nothing, and saves a fault each. */
 static void zero_ahead(struct lane *lane, struct view *view, uint32_t page, uint32_t count, bool write)
 {
@@ -91,16 +140,8 @@ static void zero_ahead(struct lane *lane, struct view *view, uint32_t page, uint
 	}
 	engine->stats[STAT_ZERO] += ready;
 	pthread_mutex_unlock(&engine->lock);
-	if (!ready)
-		return;
-	if (!memory_install(region, page, ready, NULL, !write)) {
-		pthread_mutex_lock(&engine->lock);
-		for (uint32_t i = 0; i < ready; i++)
-			table_set(engine, region, page + i, PAGE_ZERO);
-		pthread_mutex_unlock(&engine->lock);
-		memory_drop(region, page, ready);
-	}
-	table_release(engine, region, page, ready, true, false);
+	if (ready)
+		install(lane, region, (struct batch){page, ready, NULL, !write, false, PAGE_ZERO});
 }
 
 static void prefetch(struct lane *lane, struct view *view, const struct stream_wish *wish)
@@ -148,20 +189,6 @@ static void prefetch(struct lane *lane, struct view *view, const struct stream_w
 		fetch_send(lane, operations[i]);
 }
 
-/* Under the lock. */
-static void defer(struct engine *engine, struct region *region, uint32_t page, enum page_event event, uint32_t needs)
-{
-	if (engine->deferred_count == engine->deferred_room) {
-		engine->deferred_room = engine->deferred_room ? engine->deferred_room * 2 : 64;
-		engine->deferred = realloc(engine->deferred, engine->deferred_room * sizeof *engine->deferred);
-		if (!engine->deferred)
-			abort();
-	}
-	engine->deferred[engine->deferred_count++] = (struct fault){region, page, event, needs};
-	engine->stats[STAT_DEFERRED]++;
-	engine->short_of_room = true;
-}
-
 /* Under the lock: the first of the deferred faults that there is room for, or their number. */
 static unsigned deferred_find(const struct engine *engine)
 {
@@ -184,6 +211,11 @@ void faults_resume(struct lane *lane)
 
 		pthread_mutex_lock(&engine->lock);
 		i = deferred_find(engine);
+		if (i < engine->deferred_count && now_us() < engine->starved_us) {
+			if (engine->starved_us < lane->next_us)
+				lane->next_us = engine->starved_us;
+			i = engine->deferred_count;
+		}
 		if (i == engine->deferred_count) {
 			pthread_mutex_unlock(&engine->lock);
 			return;
@@ -198,20 +230,6 @@ void faults_resume(struct lane *lane)
 		else
 			memory_wake(fault.region, fault.page, 1);
 	}
-}
-
-static void install_one(struct lane *lane, struct view *view, uint32_t page, const char *bytes, bool protect,
-			enum page_state before)
-{
-	struct engine *engine = lane->engine;
-
-	if (!memory_install(view->region, page, 1, bytes, protect)) {
-		pthread_mutex_lock(&engine->lock);
-		table_set(engine, view->region, page, before);
-		pthread_mutex_unlock(&engine->lock);
-		memory_wake(view->region, page, 1);
-	}
-	table_release(engine, view->region, page, 1, true, true);
 }
 
 /* Under the lock: how many pages there has to be room for. A stream that fills memory quicker than it can go home waits for
@@ -300,11 +318,11 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 		break;
 	case ACTION_ZERO_CLEAN:
 	case ACTION_ZERO_DIRTY:
-		install_one(lane, view, page, NULL, step.action == ACTION_ZERO_CLEAN, before);
+		install(lane, region, (struct batch){page, 1, NULL, step.action == ACTION_ZERO_CLEAN, true, before});
 		break;
 	case ACTION_CLEAN:
 	case ACTION_DIRTY:
-		install_one(lane, view, page, held, step.action == ACTION_CLEAN, PAGE_ABSENT);
+		install(lane, region, (struct batch){page, 1, held, step.action == ACTION_CLEAN, true, PAGE_ABSENT});
 		buffer_put(lane, held, 1);
 		break;
 	case ACTION_UNPROTECT:
@@ -426,24 +444,6 @@ static enum page_action arrive(struct lane *lane, struct operation *operation, u
 	return step.action;
 }
 
-static void install_run(struct lane *lane, struct operation *operation, uint32_t first, uint32_t count, char *buffer,
-			bool protect)
-{
-	struct engine *engine = lane->engine;
-	struct region *region = operation->view->region;
-
-	if (!memory_install(region, operation->page + first, count, buffer + (size_t)first * PAGE_SIZE, protect)) {
-		/* Part of it may be there; the bytes at home are as good. */
-		memory_drop(region, operation->page + first, count);
-		pthread_mutex_lock(&engine->lock);
-		for (uint32_t i = 0; i < count; i++)
-			table_set(engine, region, operation->page + first + i, PAGE_ABSENT);
-		pthread_mutex_unlock(&engine->lock);
-		memory_wake(region, operation->page + first, count);
-	}
-	table_release(engine, region, operation->page + first, count, true, operation->demand);
-}
-
 void fetch_answered(struct lane *lane, struct request *request)
 {
 	struct operation *operation = request->owner;
@@ -485,7 +485,9 @@ void fetch_answered(struct lane *lane, struct request *request)
 		for (run = 1; i + run < operation->count && actions[i + run] == actions[i]; run++)
 			;
 		if (actions[i] == ACTION_CLEAN || actions[i] == ACTION_DIRTY)
-			install_run(lane, operation, i, run, buffer, actions[i] == ACTION_CLEAN);
+			install(lane, region,
+				(struct batch){operation->page + i, run, buffer + (size_t)i * PAGE_SIZE,
+					       actions[i] == ACTION_CLEAN, operation->demand, PAGE_ABSENT});
 		else if (actions[i] == ACTION_WAKE)
 			memory_wake(region, operation->page + i, run);
 	}

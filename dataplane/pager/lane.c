@@ -1,5 +1,6 @@
 #include <errno.h>
 #include <linux/userfaultfd.h>
+#include <malloc.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,7 +11,7 @@
 
 #include "engine.h"
 
-enum { EVENTS = 32, MESSAGES = 16, BUFFERS_KEPT = 128 };
+enum { EVENTS = 32, MESSAGES = 16, BUFFERS_KEPT = 128, BUFFERS_IDLE = 4 };
 
 /* Buffers: a page, or a run of them; each with room behind it for a tag. Freed ones are kept in a list for each size. */
 static size_t buffer_bytes(uint32_t pages)
@@ -47,6 +48,22 @@ void buffer_put(struct lane *lane, char *buffer, uint32_t pages)
 	memcpy(buffer, &lane->buffers[kind].head, sizeof(void *));
 	lane->buffers[kind].head = buffer;
 	lane->buffers[kind].count++;
+}
+
+/* Nothing is under way: what streams needed goes back. */
+static void buffers_trim(struct lane *lane)
+{
+	unsigned kind = 1;
+	bool trimmed = false;
+
+	for (char *buffer; lane->buffers[kind].count > BUFFERS_IDLE; trimmed = true) {
+		buffer = lane->buffers[kind].head;
+		memcpy(&lane->buffers[kind].head, buffer, sizeof(void *));
+		lane->buffers[kind].count--;
+		free(buffer);
+	}
+	if (trimmed)
+		malloc_trim(0);
 }
 
 struct operation *operation_new(struct view *view, enum operation_kind kind, uint32_t page, uint32_t count)
@@ -392,7 +409,7 @@ static int wait_events(struct lane *lane, struct epoll_event *events, int timeou
 {
 	int count;
 
-	while (timeout_ms && lane->waiting && now_us() < lane->spin_us) {
+	while (timeout_ms && lane->waiting == 1 && now_us() < lane->spin_us) {
 		count = epoll_wait(lane->epoll, events, EVENTS, 0);
 		if (count)
 			return count;
@@ -443,6 +460,8 @@ static void *lane_run(void *argument)
 		next = next == INT64_MAX ? -1 : next <= now ? 0 : (next - now + 999) / 1000;
 		if (!TAILQ_EMPTY(&lane->done))
 			next = 0;
+		if (next < 0)
+			buffers_trim(lane);
 		count = wait_events(lane, events, next > 60000 ? 60000 : (int)next);
 		kicked = false;
 		for (int i = 0; i < count; i++) {

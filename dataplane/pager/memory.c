@@ -45,7 +45,7 @@ static int64_t zero_range(const struct region *region, uint64_t to, uint64_t len
 	return zero.zeropage ? zero.zeropage : -errno;
 }
 
-bool memory_install(const struct region *region, uint32_t page, uint32_t count, const char *bytes, bool protect)
+uint32_t memory_install(const struct region *region, uint32_t page, uint32_t count, const char *bytes, bool protect)
 {
 	static const char zeros[RUN_MAX * PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)));
 	uint64_t to = address(region, page), end = address(region, page + count);
@@ -62,13 +62,13 @@ bool memory_install(const struct region *region, uint32_t page, uint32_t count, 
 			done = PAGE_SIZE;
 		}
 		if (done < 0 && done != -EAGAIN)
-			return false;
+			break;
 		if (done > 0) {
 			bytes += bytes ? done : 0;
 			to += (uint64_t)done;
 		}
 	}
-	return true;
+	return (uint32_t)((to - address(region, page)) / PAGE_SIZE);
 }
 
 void memory_protect(const struct region *region, uint32_t page, uint32_t count, bool protect)
