@@ -7,6 +7,7 @@
 #pragma once
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "seal.h"
@@ -39,6 +40,8 @@ struct meta {
 	struct meta_store stores[META_STORES];
 	_Atomic uint64_t behind_count[META_STORES];
 	uint32_t home; /* it comes here, and stays */
+	/* The serial of a store that misses every page, while not all of them are noted yet. */
+	_Atomic uint32_t marking[META_STORES];
 };
 
 _Static_assert(sizeof(struct meta) <= META_RECORDS, "the header has its place");
@@ -53,6 +56,12 @@ static inline uint64_t meta_size(uint64_t pages)
 static inline struct seal_record *meta_records(struct meta *meta)
 {
 	return (struct seal_record *)((char *)meta + META_RECORDS);
+}
+
+/* A store misses every page, but not all of them are noted yet. */
+static inline bool meta_marking(const struct meta *meta, unsigned store)
+{
+	return meta->marking[store] && meta->marking[store] == meta->stores[store].serial;
 }
 
 /* One bit for each page: the store does not have the version of the record. */

@@ -13,7 +13,7 @@
 
 #include "engine.h"
 
-enum { DISCARD_RUN = 512 };
+enum { DISCARD_RUN = 512, SLICE = 1 << 16 };
 
 const char *const counter_names[COUNTERS] = {
 	"faults",	"found",     "fetched",	   "prefetched", "prefetch-used", "prefetch-wasted", "zero",
@@ -119,6 +119,28 @@ static void region_free(struct region *region)
 	free(region);
 }
 
+/* Note for each page that the store misses it, where that was begun, and try again what was lost: in slices, because
+ * faults wait for the lock. Until a store is through, all pages count as missed (table_behind). */
+static void look_at_all(struct engine *engine, struct region *region, unsigned number)
+{
+	bool mark = meta_marking(region->meta, number);
+
+	for (uint32_t page = 0, end; (mark || region->counts[PAGE_LOST]) && page < region->pages; page = end) {
+		end = region->pages - page < SLICE ? region->pages : page + SLICE;
+		pthread_mutex_lock(&engine->lock);
+		for (uint32_t i = page; i < end; i++) {
+			if (mark && table_record(region, i)->version)
+				table_note_behind(region, number, i, true);
+			if (table_state(engine, region, i) == PAGE_LOST) {
+				table_step(engine, region, i, EVENT_RETRY);
+				*table_byte(engine, region, i) &= PAGE_STATE_MASK;
+			}
+		}
+		pthread_mutex_unlock(&engine->lock);
+	}
+	region->meta->marking[number] = 0;
+}
+
 struct region *region_add(struct engine *engine, const char *id, uint64_t pages, int file, int meta, bool fresh)
 {
 	struct region *region = calloc(1, sizeof *region);
@@ -180,6 +202,9 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	region->meta->budget = engine->budget;
 	region->home = region->meta->home;
 	pthread_mutex_unlock(&engine->lock);
+	for (unsigned store = 0; store < META_STORES; store++)
+		if (meta_marking(region->meta, store))
+			look_at_all(engine, region, store);
 	engine_changed(engine);
 	return region;
 fail:
@@ -353,24 +378,22 @@ void region_store(struct engine *engine, struct region *region, unsigned number,
 	bool same = store && !strcmp(store->export, place->export);
 
 	pthread_mutex_lock(&engine->lock);
+	/* The same bytes behind another address miss nothing; another store misses every page that there is. It comes
+	 * into force with the serial, so that a pager that is killed here leaves the one or the other. */
+	region->meta->marking[number] = store && !same ? serial : 0;
 	if (store)
 		*place = *store;
 	else
 		memset(place, 0, sizeof *place);
 	place->serial = serial;
 	region->refused[number] = false;
-	if (!same)
+	if (!same) {
 		memset(&region->meters[number], 0, sizeof region->meters[number]);
-	/* The same bytes behind another address miss nothing; another store misses every page that there is. */
-	for (uint32_t page = 0; page < region->pages; page++) {
-		if (!same)
-			table_note_behind(region, number, page, store && table_record(region, page)->version);
-		if (table_state(engine, region, page) == PAGE_LOST) {
-			table_step(engine, region, page, EVENT_RETRY);
-			*table_byte(engine, region, page) &= PAGE_STATE_MASK;
-		}
+		memset(meta_behind(region->meta, number), 0, (region->meta->pages + 63) / 64 * sizeof(uint64_t));
+		region->meta->behind_count[number] = 0;
 	}
 	pthread_mutex_unlock(&engine->lock);
+	look_at_all(engine, region, number);
 	engine_changed(engine);
 	memory_wake(region, 0, region->pages);
 }

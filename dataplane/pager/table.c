@@ -100,7 +100,7 @@ void table_settle(struct engine *engine, struct region *region, uint32_t page, u
 
 bool table_behind(const struct region *region, unsigned store, uint32_t page)
 {
-	return meta_behind(region->meta, store)[page / 64] >> page % 64 & 1;
+	return meta_marking(region->meta, store) || meta_behind(region->meta, store)[page / 64] >> page % 64 & 1;
 }
 
 void table_note_behind(struct region *region, unsigned store, uint32_t page, bool behind)

@@ -8,7 +8,7 @@
  *   sum               verify every page that stress wrote
  *   faults COUNT THREADS   time COUNT reads of random pages by each thread: microseconds p50 and p99 and rate for a
  *                     second of those that were not here
- *   stream r|w SKIP   read or write every byte in order: MB/s of what comes after the first SKIP pages
+ *   stream r|w [SKIP] read or write every byte in order: MB/s of what comes after the first SKIP pages
  */
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -231,8 +231,8 @@ int main(int argc, char **argv)
 			printf("wrong %zu\n", bad);
 		} else if (sscanf(line, "faults %zu %d", &count, &number) == 2 && number > 0 && number <= THREADS_MAX) {
 			faults(count, number);
-		} else if (sscanf(line, "stream %c %zu", &kind, &first) == 2 && first < pages) {
-			stream(kind, first);
+		} else if ((number = sscanf(line, "stream %c %zu", &kind, &first)) >= 1 && (number == 1 || first < pages)) {
+			stream(kind, number == 1 ? 0 : first);
 		} else {
 			puts("what?");
 		}
