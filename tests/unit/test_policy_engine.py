@@ -35,7 +35,7 @@ def choose(wanted: MemoryEngineName, host: EngineFacts = GOOD, *arguments: str) 
     ("host", "reason", "remedy"),
     [
         (facts(faults=refused("Operation not permitted")), "may not use userfaultfd", ALLOW_USERFAULTFD),
-        (facts(faults=refused("No such file or directory")), "this kernel has no userfaultfd", "udev"),
+        (facts(faults=refused("No such file or directory")), "this kernel has no userfaultfd", "CONFIG_USERFAULTFD"),
         (facts(faults=refused("Permission denied"), kernel="5.19.0"), "may not use", "unprivileged_userfaultfd=1"),
         (facts(faults=FaultFacts(by="the system call", features=1 << 5), kernel="5.10.0"), "write-protect", "5.19"),
         (facts(missing="nbdinfo is not installed"), "nbdinfo is not installed", "libnbd-bin"),

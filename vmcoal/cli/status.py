@@ -172,7 +172,10 @@ _CPU_MODES = {
 
 def _engine(status: VmStatus) -> str | None:
     engine = status.memory_engine
-    return None if engine is None else f"{engine.name.value}: {engine.reason}"
+    if engine is None:
+        return None
+    better = "; vmcoal doctor --for attach says what would change that" if engine.remedy else ""
+    return f"{engine.name.value}: {engine.reason}{better}"
 
 
 def paging_lines(paging: PagingActivity) -> list[str]:

@@ -23,7 +23,8 @@ UDEV_RULE = 'KERNEL=="userfaultfd", GROUP="kvm", MODE="0660"'
 _RULES = "/etc/udev/rules.d/60-vmcoal-userfaultfd.rules"
 ALLOW_USERFAULTFD = (
     f"let group kvm have it, and join: echo '{UDEV_RULE}' | sudo tee {_RULES} && sudo udevadm control --reload && "
-    'sudo udevadm trigger --settle /dev/userfaultfd && sudo usermod -aG kvm "$USER" (log in again)'
+    'sudo udevadm trigger --settle /dev/userfaultfd && sudo usermod -aG kvm "$USER" (log in again); '
+    "in a container: --device /dev/userfaultfd"
 )
 _ALLOW_BY_SYSCTL = "this kernel has no /dev/userfaultfd (6.1 and newer do): sudo sysctl vm.unprivileged_userfaultfd=1"
 
@@ -70,9 +71,10 @@ def pager_obstacle(facts: EngineFacts) -> Obstacle | None:
     """Return what keeps the page engine from running on a host with ``facts``, or ``None``."""
     faults = facts.faults
     if faults.by is None:
-        here = faults.refused != "No such file or directory"
+        if faults.refused == "No such file or directory":
+            return Obstacle("this kernel has no userfaultfd", "boot a kernel that is built with CONFIG_USERFAULTFD")
         return Obstacle(
-            f"this user may not use userfaultfd ({faults.refused})" if here else "this kernel has no userfaultfd",
+            f"this user may not use userfaultfd ({faults.refused})",
             ALLOW_USERFAULTFD if _newer(facts.kernel, (6, 1)) else _ALLOW_BY_SYSCTL,
         )
     needed = FEATURE_MISSING_SHMEM | FEATURE_WP_SHMEM
