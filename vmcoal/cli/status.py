@@ -211,7 +211,7 @@ def _who(lender: str) -> str:
 
 
 def _share(ratio: float | None, of: str) -> str | None:
-    return None if ratio is None else f"{ratio:.1%} {of}"
+    return None if ratio is None else f"{ratio * 100:.3g} % {of}"
 
 
 def _place(store: StoreActivity) -> str:
