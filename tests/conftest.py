@@ -25,6 +25,7 @@ _outcomes: dict[str, int] = dict.fromkeys(TIERS, 0)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tier-report", help="write a JSON file: tier → number of tests that passed or failed")
+    parser.addoption("--lab-flavor", default="12", help="Debian's release in the lab's hosts: 12 or 13")
     parser.addoption("--regenerate", action="store_true", help="write golden files anew instead of comparing")
 
 

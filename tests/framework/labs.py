@@ -11,6 +11,7 @@ leave nothing, and a test that left something fails. Everything goes through the
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -91,9 +92,10 @@ class Program:
 class Lab:
     """The lab of a test run."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, flavor: str = "12") -> None:
         self.scene = Scene(home)
-        self.name = "lab"
+        self.flavor = flavor
+        self.ground = ""
 
     # This machine
 
@@ -203,7 +205,8 @@ class Lab:
 
     def up(self) -> None:
         """Make the lab: hosts, lenders that are paired, and the guest."""
-        self.run("up")
+        self.run("up", "--flavor", self.flavor)
+        self.ground = self.where()
         for host in (BORROWER, *LENDERS):
             self.lend(host)
             self.pair(host)
@@ -226,6 +229,15 @@ class Lab:
             files = self.on(host, "find", "/dev/shm/vmcoal-0", "-name", "*.mem", code=None).out.split()
             found += [f"lent bytes {path} on {host}" for path in files]
         return found
+
+    def where(self) -> str:
+        """Return what the tests run on, for people."""
+        status = self.status()
+        system = self.on(BORROWER, "sh", "-c", "uname -r; qemu-system-x86_64 --version").out
+        release, _, qemu = system.partition("\n")
+        version = re.search(r"version ([\d.]+)", qemu)
+        assert version is not None, system
+        return f"Debian {status.flavor}: QEMU {version[1]}, Linux {release}; hosts under {status.accel}"
 
     def reset(self) -> None:
         """Begin anew after a test that failed or left something."""

@@ -13,7 +13,7 @@ from framework.labs import Lab, folders
 @pytest.fixture(scope="session")
 def one_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     with folders(request) as home:
-        made = Lab(home)
+        made = Lab(home, request.config.getoption("--lab-flavor"))
         made.up()
         yield made
 
@@ -21,6 +21,7 @@ def one_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 @pytest.fixture
 def lab(one_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Give the lab, as if it was new, and fail a test that leaves anything in it."""
+    request.node.user_properties.append(("where", one_lab.ground))  # for tools/lab-report
     yield one_lab
     failed = request.node.nodeid in evidence.failed
     left = [] if failed else one_lab.left()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import socket
+import struct
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +49,24 @@ def test_links_are_as_told_each_for_itself(lab: Lab) -> None:
         assert ping(lab, "host1", peer) is not None
 
 
+def terminal_of(lab: Lab, host: str, script: str) -> tuple[int, str]:
+    """Run a script in a host on a terminal of 33 × 111, where ``typed`` and the end are typed; return its exit code and
+    what the terminal showed."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 33, 111, 0, 0))
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with lab.scene.spawn("lab", "exec", "-t", host, "--", "sh", "-c", script, **streams) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: everybody closed the other end
+            while data := os.read(ours, 4096):
+                shown += data
+                if shown.count(b"\n") == 2:
+                    os.write(ours, b"typed\n\4")
+        os.close(ours)
+    return process.returncode, shown.decode()
+
+
 def test_commands_in_hosts(lab: Lab) -> None:
     assert lab.on("host2", "hostname").out == "host2\n"
     done = lab.on("host1", "sh", "-c", "cat; echo said >&2; exit 7", stdin=b"given\n", code=7)
@@ -51,6 +74,9 @@ def test_commands_in_hosts(lab: Lab) -> None:
     lab.on("host1", "sh", "-c", "kill -TERM $$", code=128 + signal.SIGTERM)
     big = os.urandom(3 << 20)
     assert lab.on("host1", "md5sum", stdin=big).out == lab.on("host2", "md5sum", stdin=big).out
+    code, shown = terminal_of(lab, "host1", "tty; stty size; cat; exit 4")
+    assert code == 4
+    assert re.fullmatch(r"/dev/pts/\d+\r\n33 111\r\ntyped\r\ntyped\r\n", shown)
     assert "KVM runs a probe guest" in lab.vmcoal("host3", "doctor", code=None).out
     assert "no host 'host9'" in lab.run("exec", "host9", "--", "true", code=4).err
     assert "hyphens" in lab.run("exec", "host1", code=2).err

@@ -63,7 +63,9 @@ def lab() -> None:
 @click.option("--memory", type=SIZE, help="Memory of each host.  [default: 1536M]")
 @click.option("--cpus", type=COUNT, help="CPUs of each host.  [default: 2]")
 @click.option("--flavor", type=click.Choice(["12", "13"]), help="Debian's release in the hosts.  [default: 12]")
-@click.option("--iommu", is_flag=True, default=None, help="Give the hosts an emulated IOMMU.")
+@click.option(
+    "--iommu", is_flag=True, default=None, help="Give the hosts an emulated IOMMU, and PCI functions to pass through."
+)
 @click.option(
     "--accel",
     type=click.Choice(["auto", "kvm", "tcg"]),

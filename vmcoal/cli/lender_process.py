@@ -23,7 +23,7 @@ from vmcoal.errors import ConflictError, ExecutionError, PrerequisiteError, Usag
 T = TypeVar("T")
 
 TALK = 15.0
-_START = 20.0
+_START = 60.0  # an emulated host is slow; one that fails ends at once
 
 
 def preflight() -> None:

@@ -18,7 +18,7 @@ from vmcoal.layout import VmFolders, vm_folders
 from vmcoal.model.machine import MachineSpec
 from vmcoal.model.status import VmStatus
 
-_LISTEN_DEADLINE = 20.0
+_LISTEN_DEADLINE = 60.0  # an emulated host is slow; one that fails ends at once
 
 
 async def start_controller(

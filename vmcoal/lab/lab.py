@@ -30,7 +30,7 @@ from vmcoal.holding.binaries import find_binary
 from vmcoal.holding.client import Holder
 from vmcoal.host.facts import Host as ThisMachine
 from vmcoal.lab.host import Host, remove_sockets
-from vmcoal.lab.host_spec import CPUS, FIRST_NETWORK_FD, MEMORY, check_host
+from vmcoal.lab.host_spec import CPUS, FIRST_NETWORK_FD, FUNCTIONS, MEMORY, check_host
 from vmcoal.lab.lab_checks import check_memory, check_space, choose_accel
 from vmcoal.lab.links import PROFILES, LinkProfile
 from vmcoal.lab.network import (
@@ -206,6 +206,7 @@ async def _start(
             cpus=spec.cpus,
             memory=spec.memory,
             iommu=spec.iommu,
+            functions=FUNCTIONS if spec.iommu else (),
         )
         with _on(name):
             host = await Host.start(
