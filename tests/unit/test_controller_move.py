@@ -14,12 +14,23 @@ from vmcoal.controller import places
 from vmcoal.controller.api import MoveRequest, MoveResult
 from vmcoal.controller.attach import attach
 from vmcoal.controller.detach import detach
+from vmcoal.controller.leave import leave
 from vmcoal.controller.move import move
 from vmcoal.controller.reconcile import reconcile
 from vmcoal.controller.tune import restore
 from vmcoal.controller.vm import Vm
-from vmcoal.errors import ConflictError, DeadlineError, NotFoundError, RefusedError, UsageError, VmcoalError
+from vmcoal.errors import (
+    ConflictError,
+    DeadlineError,
+    ExecutionError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+    VmcoalError,
+)
 from vmcoal.model.attachment import AttachmentState, AttachRequest, DetachRequest, MemoryStyle, Plan
+from vmcoal.model.guest import Room
 from vmcoal.model.lease import LeaseState
 from vmcoal.model.machine import CpuMode
 from vmcoal.model.units import MIB
@@ -217,3 +228,71 @@ async def test_an_engine_that_does_not_page(tmp_path: Path) -> None:
         await attach(vm, MEMORY, world.report)
         with pytest.raises(ConflictError, match="no way to move memory"):
             await move(vm, MoveRequest(source="attic", target="home"), world.report)
+
+
+# Leaving a lender that wants everything back
+
+
+async def drained(paged: Paged, request: AttachRequest = MEMORY, *, room: bool = True) -> tuple[Vm, list[str]]:
+    vm = await paged.ready("attic", request)
+    if not room:
+        paged.world.guest.room = Room(fits=False, needed=200 * MIB, available=100 * MIB)
+    return vm, await leave(vm, "attic", 5.0, paged.world.report)
+
+
+async def test_what_fits_into_the_guest_leaves_it(paged: Paged) -> None:
+    vm, told = await drained(paged)
+    assert told == ["everything from attic left the guest"]
+    assert "home" in paged.world.fuse.calls, "its pages are pulled meanwhile"
+    assert paged.world.leftovers() == []
+    assert len(vm.book) == 0
+
+
+async def test_what_does_not_fit_into_the_guest_goes_to_another_lender(paged: Paged) -> None:
+    vm, told = await drained(paged, room=False)
+    assert paged.at(vm) == "cellar"
+    assert "at cellar now" in told[0]
+
+
+async def test_without_another_lender_it_comes_home(paged: Paged) -> None:
+    del paged.world.lenders["cellar"]
+    vm, told = await drained(paged, room=False)
+    assert paged.at(vm) == "home"
+    assert "home now" in told[0]
+
+
+async def test_a_lender_that_cannot_be_left_is_said(paged: Paged, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(away: int) -> None:
+        raise RefusedError("no room")
+
+    monkeypatch.setattr("vmcoal.controller.leave.check_home_room", full)
+    del paged.world.lenders["cellar"]
+    with pytest.raises(ExecutionError, match="cannot leave attic in time") as caught:
+        await drained(paged, room=False)
+    assert "lost then" in (caught.value.left or "")
+
+
+async def test_what_another_place_has_is_given_up_at_once(paged: Paged) -> None:
+    vm, told = await drained(paged, msgspec.structs.replace(MEMORY, replicas=2))
+    assert "other place" in told[0]
+    assert paged.at(vm) == "cellar"
+    assert all(loan.device in paged.world.qemu.devices for loan in vm.book)
+
+
+@pytest.mark.parametrize("request_", [MEMORY, GRAINS], ids=["dimm", "granular"])
+async def test_a_detach_that_fails_lets_pages_leave_again(paged: Paged, request_: AttachRequest) -> None:
+    vm = await paged.ready("attic", request_)
+    command = "device_del" if request_ is MEMORY else "qom-set"
+    paged.world.qemu.fail(command, UnreachableError("broken"), times=1)
+    with pytest.raises(VmcoalError):
+        await detach(vm, ALL, paged.world.report)
+    assert "home" in paged.world.fuse.calls
+    assert paged.at(vm) == "attic"
+
+
+async def test_no_room_in_the_guest_names_the_way_that_is_left(paged: Paged) -> None:
+    vm = await paged.ready("attic")
+    paged.world.guest.room = Room(fits=False, needed=200 * MIB, available=100 * MIB)
+    with pytest.raises(RefusedError) as caught:
+        await detach(vm, ALL, paged.world.report)
+    assert "vmcoal move web --from attic --to home" in (caught.value.hint or "")

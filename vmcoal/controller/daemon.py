@@ -31,6 +31,7 @@ from vmcoal.controller.attach import attach
 from vmcoal.controller.detach import detach
 from vmcoal.controller.guard import Guard
 from vmcoal.controller.guest import GuestKeeper
+from vmcoal.controller.leave import leave
 from vmcoal.controller.loans import Loan, moved
 from vmcoal.controller.move import move
 from vmcoal.controller.paging import page_fetch
@@ -293,7 +294,13 @@ class Controller:
         vm = self.vm
         async with vm.queued_turn(f"give back to {lender}"):
             if vm.book.of(lender):
-                await detach(vm, DetachRequest(lender=lender, deadline=deadline), lambda *args: None)
+                try:
+                    for line in await leave(vm, lender, deadline, lambda *args: None):
+                        log.info("%s", line)
+                except VmcoalError as error:
+                    vm.keeper.notices[lender] = f"{error}; {error.hint}" if error.hint else str(error)
+                    raise
+        self._guard.kick()
 
     def _operation(self, name: str, kind: type[Any], run: Callable[..., Awaitable[Any]]) -> Handler:
         async def handler(params: dict[str, Any], client: Client) -> Any:

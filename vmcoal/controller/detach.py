@@ -6,6 +6,7 @@ whole or is put back into use; what cannot leave in time is said, and only ``--f
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from vmcoal.controller.api import DetachResult
 from vmcoal.controller.attach import amounts
 from vmcoal.controller.borrow import release
 from vmcoal.controller.loans import Loan, attachments
-from vmcoal.controller.places import finish_giving_up, give_up
+from vmcoal.controller.places import finish_giving_up, give_up, pulling
 from vmcoal.controller.transaction import Progress, Transaction, transaction
 from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm, cpu_names
@@ -300,38 +301,47 @@ async def _dimm_leaves(vm: Vm, item: Leaving, trans: Transaction, deadline: floa
             raise RefusedError(
                 f"{format_size(room.needed)} are in use there, {format_size(room.available)} are free elsewhere",
                 left="it is attached as before",
-                hint="free memory in the guest or attach other memory first; its kernel would kill programs",
+                hint="free memory in the guest or attach other memory first; its kernel would kill programs"
+                + _stay(vm, loan),
             )
-        async with trans.step("offline-memory", lease=loan.id, device=loan.device, start=dimm.addr, size=dimm.size):
-            await vm.agent.memory_set(
-                span,
-                False,
-                deadline=deadline,
-                progress=lambda done, total, note: trans.progress(done / max(1, total), f"{done} of {total} blocks"),
-            )
+        async with pulling(vm, loan, trans) as pulled:
+
+            def progress(done: int, total: int, note: str | None) -> None:
+                trans.progress(done / max(1, total), "; ".join(filter(None, [f"{done} of {total} blocks", pulled()])))
+
+            async with trans.step("offline-memory", lease=loan.id, device=loan.device, start=dimm.addr, size=dimm.size):
+                await vm.agent.memory_set(span, False, deadline=deadline, progress=progress)
     trans.say("unplug it")
     async with trans.step("unplug-dimm", device=loan.device, backend=loan.backend):
         await memory.unplug_dimm(vm.qmp, loan.device, loan.backend, deadline=deadline)
+
+
+def _stay(vm: Vm, loan: Loan) -> str:
+    """Return how memory can leave its lender without leaving the guest, for a hint."""
+    if not vm.engine.traits.pages or not loan.leased:
+        return ""
+    return f"; or let it stay plugged: vmcoal move {vm.spec.name} --from {loan.lease.lender} --to home (or a lender)"
 
 
 async def _granular_leaves(vm: Vm, item: Leaving, trans: Transaction, notes: list[str], deadline: float) -> None:
     loan = item.loan
     rest = loan.size - item.size
     trans.say(f"shrink node {loan.node} to {format_size(rest)}")
-    async with trans.step("resize", lease=loan.id, device=loan.device, before=loan.size):
+    async with contextlib.AsyncExitStack() as stack:
+        pulled = await stack.enter_async_context(pulling(vm, loan, trans)) if item.whole else lambda: ""
+
+        def progress(now: int) -> None:
+            said = "; ".join(filter(None, [f"{format_size(now)} left", pulled()]))
+            trans.progress(min(1.0, (loan.size - now) / max(1, item.size)), said)
+
+        await stack.enter_async_context(trans.step("resize", lease=loan.id, device=loan.device, before=loan.size))
         reached = await virtio_mem.resize(
-            vm.qmp,
-            loan.device,
-            rest,
-            deadline=max(1.0, deadline - _MARGIN),
-            progress=lambda now: trans.progress(
-                min(1.0, (loan.size - now) / max(1, item.size)), f"{format_size(now)} left"
-            ),
+            vm.qmp, loan.device, rest, deadline=max(1.0, deadline - _MARGIN), progress=progress
         )
         if reached != rest:
             raise RefusedError(
                 f"the guest let go of {format_size(loan.size - reached)} of {format_size(item.size)}",
-                hint="free memory in the guest, then detach again",
+                hint=f"free memory in the guest, then detach again{_stay(vm, loan)}",
             )
     async with trans.step("commit", lender=loan.lease.lender, lease=loan.id, epoch=loan.lease.epoch, before=loan.size):
         await _shrink_leases(vm, loan, rest)
@@ -345,6 +355,8 @@ async def _granular_leaves(vm: Vm, item: Leaving, trans: Transaction, notes: lis
                 f"{loan.device} is empty but stays plugged until shutdown: this QEMU cannot unplug virtio-mem; "
                 "its lease holds no memory and is used again by the next --granular attach"
             )
+            if vm.engine.traits.pages and loan.leased:
+                await vm.pager("home").home(loan.region, False)
     vm.book.put(current)
 
 

@@ -7,9 +7,11 @@ decides what status says: the page engine reads from either.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 
 import msgspec
 
@@ -194,6 +196,44 @@ async def wait_until(vm: Vm, region: str, left: Callable[[PagedRegion], int], tr
             )
         await asyncio.sleep(pause)
         pause = min(pause * 2, _LOOK_MAX)
+
+
+@asynccontextmanager
+async def pulling(vm: Vm, loan: Loan, trans: Transaction) -> AsyncIterator[Callable[[], str]]:
+    """Pull a region's pages here, hottest first, while the body has the guest leave it; gives what is to be told of it.
+
+    The guest's kernel reads what it moves, and would wait for the link page by page. Where this host has no room,
+    nothing is pulled. Undone with ``trans``.
+    """
+    if not vm.engine.traits.pages or not loan.leased:
+        yield lambda: ""
+        return
+    try:
+        away = (await region_of(vm, loan.region)).away
+        check_home_room(away)
+    except (RefusedError, NotFoundError):
+        yield lambda: ""
+        return
+    async with trans.step("home", region=loan.region):
+        await vm.pager("home").home(loan.region, True)
+    transfer = Transfer(away, time.monotonic())
+
+    def text() -> str:
+        return f"pages away: {transfer.text(time.monotonic())}"
+
+    async def look() -> None:
+        while True:
+            with contextlib.suppress(VmcoalError):
+                transfer.look((await region_of(vm, loan.region)).away, time.monotonic())
+                trans.outlook[loan.region] = text()
+            await asyncio.sleep(_LOOK_MAX)
+
+    looking = asyncio.create_task(look(), name=f"pull of {loan.region}")
+    try:
+        yield text
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
 
 
 def promote(vm: Vm, loan: Loan, *, gone: Collection[str] = ()) -> Loan:

@@ -37,6 +37,8 @@ class Transaction:
         self._told: dict[int, str] = {}
         self._begun: list[OpenStep] = []
         self.seconds: dict[str, float] = {}
+        self.outlook: dict[str, str] = {}
+        """How much longer what is under way would take, for people; said where a deadline is not met."""
 
     @contextmanager
     def branch(self) -> Iterator[Transaction]:
@@ -136,8 +138,9 @@ def _explained(error: BaseException, kind: str, deadline: float, trans: Transact
     if isinstance(error, VmcoalError):
         return error
     if isinstance(error, TimeoutError):
+        reached = "; ".join([trans.text, *trans.outlook.values()])
         return DeadlineError(
-            f"{kind} did not finish within {deadline:g} s, it was at: {trans.text}",
+            f"{kind} did not finish within {deadline:g} s, it was at: {reached}",
             hint="try again with a longer --deadline, and see vmcoal status",
         )
     if isinstance(error, OSError):
