@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from concurrent.futures import CancelledError
 
 import click
 
@@ -68,7 +69,7 @@ def _read_stdin() -> asyncio.Queue[CommandInput]:
             given = queue.put(CommandInput(data=data, eof=not data))
             try:
                 asyncio.run_coroutine_threadsafe(given, loop).result()
-            except (RuntimeError, asyncio.CancelledError):  # the command has ended, and the loop with it
+            except (RuntimeError, CancelledError):  # the command has ended, and the loop with it
                 given.close()
                 return
             if not data:
