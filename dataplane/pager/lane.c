@@ -11,7 +11,7 @@
 
 #include "engine.h"
 
-enum { EVENTS = 32, MESSAGES = 16, BUFFERS_KEPT = 128, BUFFERS_IDLE = 4 };
+enum { EVENTS = 32, MESSAGES = 16, BUFFERS_KEPT = 128 };
 
 /* Buffers: a page, or a run of them; each with room behind it for a tag. Freed ones are kept in a list for each size. */
 static size_t buffer_bytes(uint32_t pages)
@@ -53,15 +53,16 @@ void buffer_put(struct lane *lane, char *buffer, uint32_t pages)
 /* Nothing is under way: what streams needed goes back. */
 static void buffers_trim(struct lane *lane)
 {
-	unsigned kind = 1;
+	static const unsigned left[2] = {16, 1};
 	bool trimmed = false;
 
-	for (char *buffer; lane->buffers[kind].count > BUFFERS_IDLE; trimmed = true) {
-		buffer = lane->buffers[kind].head;
-		memcpy(&lane->buffers[kind].head, buffer, sizeof(void *));
-		lane->buffers[kind].count--;
-		free(buffer);
-	}
+	for (unsigned kind = 0; kind < 2; kind++)
+		for (char *buffer; lane->buffers[kind].count > left[kind]; trimmed = true) {
+			buffer = lane->buffers[kind].head;
+			memcpy(&lane->buffers[kind].head, buffer, sizeof(void *));
+			lane->buffers[kind].count--;
+			free(buffer);
+		}
 	if (trimmed)
 		malloc_trim(0);
 }
