@@ -170,7 +170,7 @@ async def test_a_second_lender_gets_the_pages_that_exist() -> None:
     async with Scene() as scene:
         await scene.guest.ask("fill 3")
         other, second = await lend(scene.servers, entry(SIZE))
-        await scene.engine.add_replica(scene.lease, second, "127.0.0.1", deadline=10)
+        await scene.engine.store(scene.lease, 1, other.lease, second, "127.0.0.1", deadline=10)
         await scene.until(1, links=6, behind=0)
         await scene.servers.stop(scene.entries[0])
         assert await scene.guest.ask("check 3") == "wrong 0"

@@ -131,7 +131,7 @@ async def test_the_only_store_replaced_gets_what_is_here_and_home_brings_the_res
         await scene.guest.ask("fill 6")
         await come_home(scene)
         other, second = await lend(scene.servers, entry(SIZE))
-        await scene.engine.add_replica(scene.lease, second, "127.0.0.1", deadline=10)
+        await scene.engine.store(scene.lease, 1, other.lease, second, "127.0.0.1", deadline=10)
         await unstore(scene.engine.socket, scene.lease, 0, deadline=5)
         await scene.servers.stop(scene.entries[0])
         await home(scene.engine.socket, scene.lease, False, deadline=5)

@@ -44,7 +44,7 @@ class Scene:
                 other, second = await lend(self.servers, entry(SIZE))
                 stack.push_async_callback(self.servers.stop, other)
                 self.entries.append(other)
-                await self.engine.add_replica(self.lease, second, "127.0.0.1", deadline=10)
+                await self.engine.store(self.lease, 1, other.lease, second, "127.0.0.1", deadline=10)
             self.guest = await stack.enter_async_context(PagedGuest(region_file(region), self.engine.environment()))
             self._stack = stack.pop_all()
         return self

@@ -430,7 +430,17 @@ def test_shutdown(controller: Start) -> None:
     fake = controller({"shutdown": [result(ShutdownResult(how="agent", exit_code=0, released=("m1", "c1")))]})
     done = vmcoal("shutdown", "--deadline", "10s")
     assert done.out == "VM web was powered off by its agent; 2 leases given back\n"
-    assert fake.last("shutdown") == {"deadline": 10.0, "force": False}
+    assert fake.last("shutdown") == {"deadline": 10.0, "force": False, "dry_run": False}
+
+
+def test_shutdown_dry_run_prints_a_plan(controller: Start) -> None:
+    fake = controller(
+        {"shutdown": [result(Plan("shutdown", "power web off", (Step("end", "end QEMU", "this host"),)))]}
+    )
+    done = vmcoal("shutdown", "--dry-run")
+    assert "end QEMU" in done.out
+    assert "nothing was changed" in done.err
+    assert fake.last("shutdown")["dry_run"]
 
 
 def test_delete() -> None:

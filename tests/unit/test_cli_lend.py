@@ -20,6 +20,7 @@ from vmcoal.control.wire import Progress
 from vmcoal.controller.api import LenderView
 from vmcoal.errors import ConflictError, ExecutionError, PrerequisiteError, RefusedError, UsageError
 from vmcoal.lending.api import BorrowerView, LenderStatus, PairRequest, ReclaimResult
+from vmcoal.model.attachment import Plan
 from vmcoal.model.lease import Lease, LeaseState, Offer, ResourceKind
 from vmcoal.model.link import Link
 
@@ -83,6 +84,19 @@ def barn() -> Iterator[Callable[[dict[str, Script]], FakeController]]:
 
 
 Start = Callable[[dict[str, Script]], FakeController]
+
+
+@pytest.mark.parametrize(
+    ("command", "steps"),
+    [(("drain",), ["cordon", *["ask back"] * 3]), (("lend", "forget", "laptop"), [*["ask back"] * 3, "forget"])],
+)
+def test_what_is_asked_back_can_be_seen_before(barn: Start, command: tuple[str, ...], steps: list[str]) -> None:
+    fake = barn({"status": [result(STATUS)]})
+    done = vmcoal(*command, "--dry-run", "-o", "json")
+    plan = msgspec.json.decode(done.out, type=Plan)
+    assert [step.name for step in plan.steps] == steps
+    assert any("6 MiB" in step.summary for step in plan.steps)
+    assert {call.method for call in fake.calls} == {"status"}
 
 
 def test_status(barn: Start, golden: Golden) -> None:

@@ -11,10 +11,11 @@ import pytest
 from framework.fake_pager import FakePager
 from framework.fake_vm import FakeLender, FakeVm, Killed, fake_vm
 from vmcoal.controller import guard as guards
-from vmcoal.controller.api import MoveRequest, TuneRequest
+from vmcoal.controller.api import MoveRequest, ShutdownRequest, TuneRequest
 from vmcoal.controller.attach import attach
 from vmcoal.controller.detach import detach
 from vmcoal.controller.guard import Guard, held
+from vmcoal.controller.lifecycle import plan_power_off
 from vmcoal.controller.move import move
 from vmcoal.controller.reconcile import reconcile
 from vmcoal.controller.status import _troubles
@@ -362,3 +363,10 @@ async def test_tcg_stalls_only(paged: Paged, policy: LossPolicy) -> None:
         await attach(vm, msgspec.structs.replace(TWICE, on_loss=policy), paged.world.report)
     with pytest.raises(PrerequisiteError, match="needs KVM"):
         await tune(vm, TuneRequest(on_loss=policy), paged.world.report)
+
+
+async def test_a_shutdown_can_be_seen_before(paged: Paged) -> None:
+    vm = await paged.ready()
+    plan = plan_power_off(vm, ShutdownRequest(dry_run=True))
+    assert [step.where for step in plan.steps if step.name == "release"] == ["attic", "cellar"]
+    assert plan_power_off(vm, ShutdownRequest(force=True)).steps[0].name == "end"

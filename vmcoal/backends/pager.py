@@ -238,12 +238,6 @@ class PagerEngine:
             await order(self.socket, "cache", ("size", pages * PAGE), deadline=deadline)
         self._cache = pages * PAGE
 
-    async def add_replica(self, lease: str, server: MemoryServer, address: str, *, deadline: float) -> None:
-        """Have the pages of a region on a second server as well, without a look at it beforehand."""
-        nbd.check_server(server, address)
-        nbd.write_psk(self._psk(lease, 1), server.psk_identity, server.psk)
-        await self._store(lease, 1, server, address, deadline)
-
     # Steps
 
     async def _check(

@@ -16,7 +16,7 @@ from vmcoal.cli.app import Group
 from vmcoal.cli.config import load_config
 from vmcoal.cli.lender_process import TALK, ending, lender_call, preflight, refuse_running, start_lender
 from vmcoal.cli.outcome import printable
-from vmcoal.cli.output import counted, note, print_json, steps, table, vcpus
+from vmcoal.cli.output import counted, note, print_json, print_plan, steps, table, vcpus
 from vmcoal.cli.params import (
     COUNT,
     LOCAL_LENDER,
@@ -34,6 +34,7 @@ from vmcoal.cli.params import (
 from vmcoal.control.wire import Progress
 from vmcoal.errors import ConflictError, PrerequisiteError, UsageError
 from vmcoal.lending.api import BorrowerView, DrainRequest, ForgetRequest, LenderStatus, PairRequest, ReclaimResult
+from vmcoal.model.attachment import Plan, Step
 from vmcoal.model.lease import Lease, ResourceKind
 from vmcoal.model.units import format_duration, format_size
 
@@ -269,10 +270,14 @@ def metrics_(name: str | None) -> None:
 @local_lender_option
 @deadline_option(30.0, "the borrower has to give back what it has")
 @yes_option
+@dry_run_option
 @output_option
-def forget(borrower: str, name: str | None, deadline: float, yes: bool, form: str) -> None:
+def forget(borrower: str, name: str | None, deadline: float, yes: bool, dry_run: bool, form: str) -> None:
     """Forget a borrower: what it borrowed is taken back, and its key is refused."""
     lender = resolve_local_lender(name)
+    if dry_run:
+        _print_reclaim(lender, "forget", borrower, deadline, form)
+        return
     _ask(yes, f"Forget borrower {borrower} of lender {lender}?", f"vmcoal lend forget {borrower} --yes")
     _reclaim(lender, "forget", ForgetRequest(name=borrower, deadline=deadline), deadline, form)
 
@@ -286,6 +291,32 @@ def stop(name: str | None, deadline: float, form: str) -> None:
     lender = resolve_local_lender(name)
     with ending(lender):
         _reclaim(lender, "stop", DrainRequest(deadline=deadline), deadline, form)
+
+
+def _print_reclaim(lender: str, kind: str, borrower: str | None, deadline: float, form: str) -> None:
+    """Print what would be asked back, from one borrower or from all; nothing is changed."""
+    leases = lender_call(lender, "status", result=LenderStatus).leases
+    asked = [
+        Step(
+            "ask back",
+            f"ask {lease.borrower} for lease {lease.id} of VM {lease.vm} ({_amount(lease)}), "
+            f"and take it after {format_duration(deadline)}",
+            lease.borrower,
+        )
+        for lease in leases
+        if borrower in (None, lease.borrower)
+    ]
+    if borrower is None:
+        first, what = Step("cordon", "lend nothing new", lender), f"drain lender {lender}"
+        asked.insert(0, first)
+    else:
+        asked.append(Step("forget", f"refuse the key of {borrower}", lender))
+        what = f"forget borrower {borrower} of lender {lender}"
+    print_plan(Plan(kind, what, tuple(asked)), form)
+
+
+def _amount(lease: Lease) -> str:
+    return format_size(lease.committed) if lease.kind is ResourceKind.MEMORY else counted(lease.amount, lease.kind)
 
 
 def _ask(yes: bool, question: str, hint: str) -> None:
@@ -343,10 +374,15 @@ def uncordon(name: str | None, form: str) -> None:
 )
 @local_lender_option
 @deadline_option(60.0, "borrowers have to give everything back before it is taken")
+@dry_run_option
 @output_option
-def drain(name: str | None, deadline: float, form: str) -> None:
+def drain(name: str | None, deadline: float, dry_run: bool, form: str) -> None:
     """Lend nothing new, ask for everything back, and take it after the deadline.
 
-    A borrower that loses memory it still uses loses the VM.
+    A borrower moves what its guest has no room for to another lender, or home. What it cannot save in time is lost:
+    what touches it in the guest waits for ever, and a VM with the FUSE engine ends.
     """
+    if dry_run:
+        _print_reclaim(resolve_local_lender(name), "drain", None, deadline, form)
+        return
     _reclaim(resolve_local_lender(name), "drain", DrainRequest(deadline=deadline), deadline, form)

@@ -11,7 +11,7 @@ import click
 
 from vmcoal import layout
 from vmcoal.cli.app import Command
-from vmcoal.cli.output import counted, note, print_json
+from vmcoal.cli.output import counted, note, print_json, print_plan
 from vmcoal.cli.params import (
     COUNT,
     VM,
@@ -25,6 +25,7 @@ from vmcoal.cli.params import (
 from vmcoal.cli.vm import clean, holder_lives, vm_steps
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
 from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, UsageError
+from vmcoal.model.attachment import Plan
 
 _LOGS = ("console", "qemu", "controller", "qmp", "pager")
 
@@ -34,16 +35,22 @@ _LOGS = ("console", "qemu", "controller", "qmp", "pager")
     example="""
     vmcoal shutdown
     vmcoal shutdown web --deadline 10s
+    vmcoal shutdown web --dry-run
     """,
 )
 @vm_argument
 @click.option("--force", is_flag=True, help="End QEMU at once, as if the power failed.")
 @deadline_option(30.0, "the guest has to power off before it is ended")
+@dry_run_option
 @output_option
-def shutdown(vm: str | None, force: bool, deadline: float, form: str) -> None:
+def shutdown(vm: str | None, force: bool, deadline: float, dry_run: bool, form: str) -> None:
     """Power a VM off and give everything it borrowed back."""
     name = resolve_vm(vm)
-    result = vm_steps(name, "shutdown", ShutdownRequest(deadline=deadline, force=force), result=ShutdownResult)
+    request = ShutdownRequest(deadline=deadline, force=force, dry_run=dry_run)
+    if dry_run:
+        print_plan(vm_steps(name, "shutdown", request, result=Plan), form)
+        return
+    result = vm_steps(name, "shutdown", request, result=ShutdownResult)
     if form == "json":
         print_json(result)
         return

@@ -13,7 +13,7 @@ Methods, with the type of ``params`` → the type of the result:
     exec      ExecRequest          → ExecResult; output comes as `Output` while it runs; `Input` may be sent
     offers    –                    → tuple[LenderView, ...]  (every paired lender, reachable or not)
     ping      PingRequest          → PingResult
-    shutdown  ShutdownRequest      → ShutdownResult
+    shutdown  ShutdownRequest      → ShutdownResult          (Plan when dry_run)
     metrics   –                    → str (Prometheus text exposition)
     wait      WaitRequest          → VmStatus; returns when the boot is done or failed
 """
@@ -150,6 +150,7 @@ class ShutdownRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     deadline: float = 30.0
     force: bool = False
+    dry_run: bool = False
 
 
 class ShutdownResult(msgspec.Struct, frozen=True, kw_only=True):

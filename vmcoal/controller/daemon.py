@@ -44,7 +44,7 @@ from vmcoal.fabric.identity import lender_store
 from vmcoal.fabric.messages import Granted, Revoke
 from vmcoal.holding.client import ExitEvent, Holder
 from vmcoal.layout import VmFolders
-from vmcoal.model.attachment import AttachmentState, AttachRequest, DetachRequest
+from vmcoal.model.attachment import AttachmentState, AttachRequest, DetachRequest, Plan
 from vmcoal.model.guest import GuestCommand
 from vmcoal.model.lease import IllegalTransitionError, LeaseEvent
 from vmcoal.model.machine import MachineSpec
@@ -415,9 +415,11 @@ class Controller:
             no_fetch=no_fetch,
         )
 
-    async def _shutdown(self, params: dict[str, Any], client: Client) -> ShutdownResult:
+    async def _shutdown(self, params: dict[str, Any], client: Client) -> ShutdownResult | Plan:
         request = msgspec.convert(params, ShutdownRequest)
         vm = self.vm
+        if request.dry_run:
+            return lifecycle.plan_power_off(vm, request)
         if request.force:
             result = await lifecycle.power_off(vm, request, client.report)
         else:

@@ -25,7 +25,9 @@ from vmcoal.holding.client import ChildState, Holder
 from vmcoal.layout import VmFolders
 from vmcoal.machine.launch import HolderLauncher
 from vmcoal.metrics.controller import ControllerMetrics
+from vmcoal.model.attachment import Plan, Step
 from vmcoal.model.machine import MachineSpec
+from vmcoal.model.units import format_duration
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +88,20 @@ async def launch(vm: Vm, report: Progress) -> None:
     report(1, 2, f"start QEMU ({vm.spec.accel}: {vm.spec.accel_reason})", None, None)
     vm.monitor = await vm.launcher.launch(vm.spec, deadline=_LAUNCH_DEADLINE)
     vm.state = "running"
+
+
+def plan_power_off(vm: Vm, request: ShutdownRequest) -> Plan:
+    """Return what `power_off` would do."""
+    steps = []
+    if not request.force:
+        agent = "ask the guest's agent, " if vm.agent is not None else ""
+        button = ({"execute": "system_powerdown"},) if vm.agent is None else ()
+        steps.append(
+            Step("power off", f"{agent}wait {format_duration(request.deadline)} for the guest", "guest", button)
+        )
+    steps.append(Step("end", "end QEMU" if request.force else "end QEMU if it still runs then", "this host"))
+    steps += [Step("release", f"give lease {loan.id} back", loan.lease.lender) for loan in vm.book if loan.leased]
+    return Plan("shutdown", f"power {vm.spec.name} off and give everything back", tuple(steps))
 
 
 async def power_off(vm: Vm, request: ShutdownRequest, report: Progress) -> ShutdownResult:
