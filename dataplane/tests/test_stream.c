@@ -33,6 +33,30 @@ static void fault(uint32_t page, enum stream_find find)
 	}
 }
 
+/* A writer of pages that no store has, where there is room for `room` of those that are asked for at a time. Returns how
+ * many faults it had. */
+static unsigned fill(uint32_t pages, uint32_t room)
+{
+	unsigned faults = 0;
+
+	for (uint32_t page = 0; page < pages; page++) {
+		struct stream_wish wishes[STREAM_WISHES];
+		uint32_t left = room;
+		unsigned count;
+
+		if (state[page] == HERE)
+			continue;
+		faults++;
+		count = streams_fault(&streams, page, true, FOUND_ZERO, wishes);
+		for (unsigned i = 0; i < count; i++)
+			for (uint32_t n = 0; n < wishes[i].count && left; n++, left--) {
+				CHECK(wishes[i].write && wishes[i].step == 1 && wishes[i].first > page);
+				state[wishes[i].first + n] = HERE;
+			}
+	}
+	return faults;
+}
+
 static void touch(uint32_t page)
 {
 	clock_now++;
@@ -139,6 +163,13 @@ int main(void)
 	}
 	tell("evicted", 200);
 	CHECK(fetched <= 2048);
+	/* Pages that no store has are made many at a time, also where some that were asked for could not be. */
+	begin(20, 1024);
+	CHECK(!streams_follow(&streams, 0));
+	CHECK(fill(10000, UINT32_MAX) < 100);
+	CHECK(streams_follow(&streams, 10000) && !streams_follow(&streams, 30000));
+	begin(20, 1024);
+	CHECK(fill(10000, 50) < 300);
 	/* Turned off. */
 	begin(20, 0);
 	for (uint32_t page = 0; page < 1000; page++)
