@@ -33,7 +33,7 @@ request under way on each, so more would only pass it from thread to thread."""
 
 _CHUNK = 256 << 20
 _RESTARTS = 100
-_START = 5.0
+_START = 20.0
 _GRACE = 1.0
 
 
