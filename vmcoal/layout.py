@@ -15,6 +15,9 @@ from pathlib import Path
 from vmcoal.errors import PrerequisiteError, UsageError
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+RESERVED_LENDERS = frozenset({"home", "local"})
+"""What stands for this host where a lender is named: memory that is home, and a copy in a local file."""
+
 _SUN_PATH_MAX = 107
 _LONGEST_SOCKET = "control.sock"
 
@@ -26,6 +29,8 @@ def check_name(name: str, what: str = "VM") -> str:
             f"{name!r} cannot be a {what} name",
             hint="use 1 to 32 lower-case letters, digits and hyphens, beginning and ending with a letter or digit",
         )
+    if what == "lender" and name in RESERVED_LENDERS:
+        raise UsageError(f"{name} stands for the borrower's own host", hint="give the lender another name: --name")
     return name
 
 

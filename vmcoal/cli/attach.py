@@ -10,6 +10,7 @@ from vmcoal.cli.output import note, print_json, print_plan, vcpus
 from vmcoal.cli.params import (
     COUNT,
     LENDER,
+    PLACE,
     PLACE_OF_COPY,
     REPLICAS,
     SECONDS,
@@ -154,7 +155,7 @@ def attached_line(name: str, result: AttachResult) -> str:
     """,
 )
 @vm_argument
-@click.option("--from", "lender", type=LENDER, help="The lender's name; needed only where several are attached.")
+@click.option("--from", "lender", type=PLACE, help="A lender, or home; needed only where several are attached.")
 @click.option("--all", "everything", is_flag=True, help="From every lender.")
 @click.option("--cpus", type=COUNT, help="Only so many vCPUs.")
 @click.option("--memory", type=SIZE, help="Only so much memory.")

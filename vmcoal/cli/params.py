@@ -64,12 +64,26 @@ class _Name(_Parsed):
     """The name of a VM or lender, completed from the folders."""
 
     def __init__(self, name: str, known: Callable[[], list[str]]) -> None:
-        super().__init__(name, lambda text: layout.check_name(text, name))
+        super().__init__(name, self._check)
         self.known = known
+
+    def _check(self, text: str) -> str:
+        return layout.check_name(text, self.name)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
         """Return the known names that begin with ``incomplete``."""
         return [CompletionItem(name) for name in self.known() if name.startswith(incomplete)]
+
+
+class _Place(_Name):
+    """Where memory is or can be: a lender, or one of the words for this host."""
+
+    def __init__(self, *here: str) -> None:
+        super().__init__("lender", lambda: [*here, *paired_lenders()])
+        self.here = here
+
+    def _check(self, text: str) -> str:
+        return text if text in self.here else super()._check(text)
 
 
 def local_lenders() -> list[str]:
@@ -115,8 +129,8 @@ COUNT_OR_NONE = _Parsed("N", _whole(0, 4096))
 PORT = _Parsed("PORT", _whole(1, 65535))
 VM = _Name("VM", layout.known_vms)
 LENDER = _Name("lender", paired_lenders)
-PLACE = _Name("lender", lambda: [HOME, *paired_lenders()])
-PLACE_OF_COPY = _Name("lender", lambda: [LOCAL, *paired_lenders()])
+PLACE = _Place(HOME)
+PLACE_OF_COPY = _Place(LOCAL)
 REPLICAS = _Parsed("N", _whole(1, 2))
 LOCAL_LENDER = _Name("lender", local_lenders)
 LAB = _Name("lab", _known_labs)

@@ -127,7 +127,7 @@ class Guard:
                 current = vm.book.carrier(region)
                 if current is None or len(vm.book.places(region)) >= current.replicas:
                     return
-                spare = await find_spare(vm, {loan.lease.lender for loan in vm.book.places(region)}, carrier.capacity)
+                spare = await find_spare(vm, {loan.lease.lender for loan in vm.book.places(region)}, carrier.size)
                 if spare is None:
                     vm.concerns[region] = (
                         f"{what}, and no other paired lender has room for a copy; "

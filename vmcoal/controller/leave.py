@@ -73,7 +73,7 @@ async def _move(vm: Vm, loan: Loan, deadline: float, report: Progress, why: Vmco
     """Move memory that cannot leave the guest to another lender, or home."""
     size = format_size(loan.size)
     ways = []
-    spare = await find_spare(vm, {x.lease.lender for x in vm.book.places(loan.region)}, loan.capacity)
+    spare = await find_spare(vm, {x.lease.lender for x in vm.book.places(loan.region)}, loan.size)
     if spare is not None:
         ways.append(spare)
     try:

@@ -15,7 +15,7 @@ from vmcoal.backends.choose import choose_memory_engine, sweep
 from vmcoal.backends.local_copy import LocalCopies
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
 from vmcoal.controller.detach import give_back
-from vmcoal.controller.journal import Journal
+from vmcoal.controller.journal import PAUSED, Journal
 from vmcoal.controller.keeper import Changed, Keeper, Relink, Revoked
 from vmcoal.controller.loans import LoanBook
 from vmcoal.controller.transaction import Progress
@@ -86,6 +86,7 @@ async def assemble(
 async def launch(vm: Vm, report: Progress) -> None:
     """Start QEMU and connect its monitor."""
     report(1, 2, f"start QEMU ({vm.spec.accel}: {vm.spec.accel_reason})", None, None)
+    vm.journal.drop(PAUSED)  # of a QEMU that ended while it was stopped
     vm.monitor = await vm.launcher.launch(vm.spec, deadline=_LAUNCH_DEADLINE)
     vm.state = "running"
 

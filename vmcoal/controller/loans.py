@@ -105,8 +105,13 @@ class LoanBook:
         return list(dict.fromkeys(x.lease.lender for x in self if x.lease.lender != LOCAL))
 
     def bound(self) -> dict[int, str]:
-        """Return the far nodes that are bound to a lender, or to this host where memory is home."""
-        return {x.node: x.lease.lender for x in self if not x.copy}
+        """Return the far nodes that are bound: to the lender whose things are there longest, or, where there are none,
+        to this host for memory that is home."""
+        found: dict[int, str] = {}
+        for loan in sorted(self, key=lambda x: not x.leased):
+            if not loan.copy:
+                found.setdefault(loan.node, loan.lease.lender)
+        return found
 
     def places(self, region: str) -> list[Loan]:
         """Return the loans of a region's memory: the one with the device first, then its copy."""

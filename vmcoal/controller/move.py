@@ -36,10 +36,14 @@ from vmcoal.model.lease import Lease, LeaseState, ResourceKind
 from vmcoal.model.paging import HOME
 from vmcoal.model.units import format_size
 from vmcoal.policy.admission import admit
+from vmcoal.policy.distance import link_distance
 from vmcoal.policy.paging import only_at
 
 _STEPS = 2
 """Numbered steps for each device."""
+
+_NEAR = 20
+"""Distances that differ by less are as good as the same: tiers lie further apart."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,7 @@ async def move(vm: Vm, request: MoveRequest, report: Progress) -> MoveResult | P
                 error.left = "; ".join(filter(None, [error.left, gone]))
             raise
         moved += loan.size
+    notes += _distances(vm, journey)
     reached = [loan for loan in vm.book if loan.lease.lender == journey.target]
     return MoveResult(
         source=journey.source,
@@ -138,6 +143,18 @@ async def move(vm: Vm, request: MoveRequest, report: Progress) -> MoveResult | P
         seconds=time.monotonic() - began,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _distances(vm: Vm, journey: Journey) -> list[str]:
+    """Return notes on nodes whose distance is not that of where their memory is now: the guest read it at its boot."""
+    link = vm.keeper.links.get(journey.target)
+    now = "at home it is near" if link is None else f"the link to {journey.target} stands for {link_distance(link)}"
+    nodes = {loan.node for loan in journey.loans if not loan.copy}
+    told = [f"node {node} keeps its distance of {vm.spec.far_node(node).distance}; {now}" for node in sorted(nodes)]
+    same = link is not None and all(
+        abs(vm.spec.far_node(node).distance - link_distance(link)) <= _NEAR for node in nodes
+    )
+    return [] if same else told
 
 
 async def move_one(

@@ -84,10 +84,10 @@ async def choose_copy(vm: Vm, lender: str, wanted: str | None, capacity: int, co
             f"a copy at {lender} would be lost with it", hint="name another lender, or: --replica-on local"
         )
     if wanted is None:
-        spare = await find_spare(vm, {lender}, capacity)
+        spare = await find_spare(vm, {lender}, committed)
         if spare is None:
             raise RefusedError(
-                f"no paired lender but {lender} answers and has {format_size(capacity)} for a copy",
+                f"no paired lender but {lender} answers and has {format_size(committed)} for a copy",
                 hint="pair another one, or keep the copy in a file here: --replica-on local",
             )
         return spare
