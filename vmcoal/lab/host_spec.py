@@ -3,8 +3,7 @@
 Decisions that are not obvious from the line itself:
 
 - ``-cpu max`` under TCG is an AMD processor with SVM and nested paging, so the host's own KVM is real; without
-  five-level page tables, which make each walk of an emulated one longer, and without protection keys, whose saved state
-  QEMU 7.2 describes in a way that guests inside warn of.
+  five-level page tables, which make each walk of an emulated one longer.
 - A host that reboots or panics ends: what it had was in its memory.
 - Both disks are read-only and shared by all hosts; what a host writes is in its own memory.
 - The control channel is virtio-serial: `CHANNELS` ports, each with an agent of its own, so that as many clients can
@@ -35,7 +34,7 @@ FIRST_NETWORK_FD = 64
 SOCKETS = ("qmp", "console", *(f"agent{number}" for number in range(CHANNELS)))
 """The listening sockets that QEMU is given, keys of ``fds``."""
 
-_EMULATED = "max,la57=off,pku=off"
+_EMULATED = "max,la57=off"
 _SMALLEST = 768 * MIB
 _TRANSLATIONS = 192  # MiB of translated code under TCG; QEMU's own default is 1 GiB for each host
 _FIRST_FUNCTION, _SERIAL, _RNG, _FIRST_DISK = 0x10, 3, 4, 5
