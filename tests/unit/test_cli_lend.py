@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -298,3 +299,38 @@ def test_pair_wants_a_code() -> None:
     assert vmcoal("pair", "192.0.2.7", "--code-file", "-", stdin=b"\n").code == 2
     assert vmcoal("pair", "192.0.2.7", "--code-file", "-", stdin=b"12-34\n").code == 2
     assert vmcoal("pair", "192.0.2.7", "--code-file", "/nothing").code == 2
+
+
+def test_a_stopped_lender_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VMCOAL_SHM_DIR", str(tmp_path))
+    folders = layout.lender_folders("barn")
+    folders.make()
+    folders.host_key.write_text("key")
+    lent, other = tmp_path / "barn-m1-aa.mem", tmp_path / "attic-m1-aa.mem"
+    lent.touch()
+    other.touch()
+    seen = vmcoal("lend", "delete", "barn", "--dry-run")
+    assert seen.out.splitlines() == [f"remove {folders.host_key}", f"remove {lent}"]
+    assert vmcoal("lend", "delete", "barn").code == 2
+    assert folders.host_key.exists()
+    assert vmcoal("lend", "delete", "barn", "--yes").code == 0
+    assert (folders.state.exists(), lent.exists(), other.exists()) == (False, False, True)
+    assert vmcoal("lend", "delete", "barn", "--yes").code == 4
+
+
+def test_a_lender_that_runs_or_serves_is_not_removed(barn: Start) -> None:
+    barn({})
+    assert vmcoal("lend", "delete", "barn", "--yes").code == 5
+    folders = layout.lender_folders("barn")
+    assert folders.state.exists()
+
+
+def test_a_killed_lender_that_still_serves_is_not_removed() -> None:
+    folders = layout.lender_folders("barn")
+    folders.make()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as holder:
+        holder.bind(str(folders.holder_socket))
+        holder.listen()
+        done = vmcoal("lend", "delete", "barn", "--yes")
+    folders.holder_socket.unlink()
+    assert (done.code, "still run" in done.err) == (5, True)

@@ -296,3 +296,15 @@ async def test_no_room_in_the_guest_names_the_way_that_is_left(paged: Paged) -> 
     with pytest.raises(RefusedError) as caught:
         await detach(vm, ALL, paged.world.report)
     assert "vmcoal move web --from attic --to home" in (caught.value.hint or "")
+
+
+async def test_a_deadline_that_is_not_met_says_what_is_left(paged: Paged, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmcoal.controller.undo._DEADLINE", 0.1)
+    vm = await paged.ready("attic")
+    paged.pager.step = 0
+    assert vm.agent is not None
+    vm.agent.silent.add("memory_set")  # type: ignore[attr-defined]
+    with pytest.raises(DeadlineError, match="pages away: 64 MiB of 64 MiB left"):
+        await detach(vm, msgspec.structs.replace(ALL, deadline=0.3), paged.world.report)
+    (region,) = paged.pager.paged.values()
+    assert not region.home

@@ -14,6 +14,7 @@ import msgspec
 from vmcoal import layout
 from vmcoal.cli.app import Group
 from vmcoal.cli.config import load_config
+from vmcoal.cli.lend_delete import delete
 from vmcoal.cli.lender_process import TALK, ending, lender_call, preflight, refuse_running, start_lender
 from vmcoal.cli.outcome import printable
 from vmcoal.cli.output import counted, note, print_json, print_plan, steps, table, vcpus
@@ -291,6 +292,9 @@ def stop(name: str | None, deadline: float, form: str) -> None:
     lender = resolve_local_lender(name)
     with ending(lender):
         _reclaim(lender, "stop", DrainRequest(deadline=deadline), deadline, form)
+
+
+lend.add_command(delete)
 
 
 def _print_reclaim(lender: str, kind: str, borrower: str | None, deadline: float, form: str) -> None:

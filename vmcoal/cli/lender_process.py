@@ -45,7 +45,7 @@ def refuse_running(folders: layout.LenderFolders, name: str) -> None:
         connect(folders.control_socket, f"lender {name}").close()
     except NotListeningError:
         return
-    raise ConflictError(f"lender {name} runs already", hint="vmcoal lend status, or another --name")
+    raise ConflictError(f"lender {name} runs already", hint="see vmcoal lend status; vmcoal lend stop ends it")
 
 
 def start_lender(argv: list[str], folders: layout.LenderFolders, name: str) -> None:

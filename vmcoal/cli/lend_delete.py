@@ -1,0 +1,65 @@
+"""``vmcoal lend delete``."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+
+import click
+
+from vmcoal import layout
+from vmcoal.cli.app import Command
+from vmcoal.cli.lender_process import refuse_running
+from vmcoal.cli.output import note
+from vmcoal.cli.params import LOCAL_LENDER, dry_run_option, resolve_local_lender, yes_option
+from vmcoal.errors import ConflictError, ExecutionError, UsageError
+
+
+@click.command("delete", cls=Command, example="vmcoal lend delete attic --yes")
+@click.argument("lender", type=LOCAL_LENDER)
+@yes_option
+@dry_run_option
+def delete(lender: str, yes: bool, dry_run: bool) -> None:
+    """Remove a stopped lender: its key, its borrowers, its journal and logs. Borrowers have to pair again."""
+    name = resolve_local_lender(lender)
+    folders = layout.lender_folders(name)
+    refuse_running(folders, name)
+    _refuse_serving(folders, name)
+    lent = sorted(layout.shm_home().glob(folders.memory("*", "*").name)) if layout.shm_home().is_dir() else []
+    if dry_run:
+        for path in [*sorted(path for path in folders.state.rglob("*") if not path.is_dir()), *lent]:
+            click.echo(f"remove {path}")
+        note("nothing was changed")
+        return
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("stdin is not a terminal to ask on", hint=f"vmcoal lend delete {name} --yes")
+        click.confirm(f"Remove lender {name}, its key and its borrowers included?", abort=True, err=True)
+    try:
+        for path in lent:
+            path.unlink(missing_ok=True)
+        for folder in (folders.runtime, folders.state):
+            if folder.exists():
+                shutil.rmtree(folder)
+    except OSError as error:
+        raise ExecutionError(
+            f"cannot remove {error.filename}: {error.strerror}",
+            left=f"what remains of {folders.state} and {folders.runtime}",
+            hint="remove them by hand",
+        ) from error
+    note(f"lender {name} is gone")
+
+
+def _refuse_serving(folders: layout.LenderFolders, name: str) -> None:
+    """Raise `ConflictError` if a lender that was killed still serves memory: its holder lives."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
+        sock.settimeout(5.0)
+        try:
+            sock.connect(str(folders.holder_socket))
+        except OSError:
+            return
+    raise ConflictError(
+        f"lender {name} was killed, and its memory servers still run",
+        hint=f"start it and stop it, so that borrowers can leave: vmcoal lend --name {name}; vmcoal lend stop",
+    )
