@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -370,3 +371,22 @@ async def test_a_shutdown_can_be_seen_before(paged: Paged) -> None:
     plan = plan_power_off(vm, ShutdownRequest(dry_run=True))
     assert [step.where for step in plan.steps if step.name == "release"] == ["attic", "cellar"]
     assert plan_power_off(vm, ShutdownRequest(force=True)).steps[0].name == "end"
+
+
+async def test_a_command_waits_for_what_the_guard_does_and_not_for_another_command(paged: Paged) -> None:
+    vm = paged.world.controller()
+    order: list[str] = []
+
+    async def command() -> None:
+        async with vm.turn("attach"):
+            order.append("command")
+
+    async with vm.queued_turn("replicate", brief=True):
+        waiting = asyncio.create_task(command())
+        await asyncio.sleep(0)
+        order.append("guard")
+    await waiting
+    assert order == ["guard", "command"]
+    async with vm.queued_turn("give back to attic"):
+        with pytest.raises(ConflictError, match="busy: give back to attic"):
+            await command()

@@ -72,6 +72,8 @@ def check_request(request: AttachRequest) -> None:
             "--cache, --replicas and --on-loss are for borrowed memory",
             hint="add --memory SIZE; vmcoal tune changes cache and loss policy of what is attached",
         )
+    if request.replica_on is not None and request.replicas == 1:
+        raise UsageError("--replica-on is where a second place is", hint="add --replicas 2")
     if not 1 <= request.replicas <= PLACES:
         raise UsageError(f"pages are kept in 1 to {PLACES} places", hint="give --replicas 1 or 2")
     if request.memory % grain:

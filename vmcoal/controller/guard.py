@@ -78,7 +78,7 @@ class Guard:
             return  # it is looked at again when that is over
         if any(loan.copy and loan.state is AttachmentState.DETACHING for loan in vm.book) or self._untidy:
             self._untidy = False
-            async with vm.queued_turn("tidy up"):
+            async with vm.queued_turn("tidy up", brief=True):
                 for line in await tidy(vm):
                     log.warning("%s", line)
         for loan in carriers:
@@ -93,7 +93,7 @@ class Guard:
         for loan in vm.book.places(region):
             if self._is_lost(loan, seen) and any(copy.number != loan.number for copy in seen.whole):
                 log.error("%s is lost as a place of %s; the other one has every page", loan.lease.lender, loan.device)
-                async with vm.queued_turn(f"give up {loan.lease.lender}"):
+                async with vm.queued_turn(f"give up {loan.lease.lender}", brief=True):
                     for note in await give_up(vm, loan, lost=True):
                         log.info("%s", note)
         carrier = vm.book.carrier(region)
@@ -123,7 +123,7 @@ class Guard:
         self._retry[region] = time.monotonic() + _RETRY
         what = f"the {format_size(carrier.size)} of {carrier.device} are at {carrier.lease.lender} alone"
         try:
-            async with vm.queued_turn("replicate"):
+            async with vm.queued_turn("replicate", brief=True):
                 current = vm.book.carrier(region)
                 if current is None or len(vm.book.places(region)) >= current.replicas:
                     return

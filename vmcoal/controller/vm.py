@@ -59,6 +59,7 @@ class Vm:
     concerns: dict[str, str] = field(default_factory=dict)
     """What is wrong with the places of a region's pages, by region, for people."""
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _brief: bool = False
 
     @property
     def qmp(self) -> Monitor:
@@ -85,8 +86,9 @@ class Vm:
 
     @asynccontextmanager
     async def turn(self, operation: str) -> AsyncIterator[None]:
-        """Let one operation change the VM at a time; another one is told which is under way."""
-        if self._turn.locked():
+        """Let one operation change the VM at a time; another one is told which is under way, or waits for it if it is a
+        brief one of the controller's own."""
+        if self._turn.locked() and not self._brief:
             raise ConflictError(
                 f"{self.spec.name} is busy: {self.operation}",
                 hint="wait for it, or interrupt the command that began it",
@@ -99,11 +101,12 @@ class Vm:
                 self.operation = None
 
     @asynccontextmanager
-    async def queued_turn(self, operation: str) -> AsyncIterator[None]:
-        """Like `turn`, but wait for the operation under way: for what the controller begins by itself."""
+    async def queued_turn(self, operation: str, *, brief: bool = False) -> AsyncIterator[None]:
+        """Like `turn`, but wait for the operation under way: for what the controller begins by itself. For a ``brief``
+        one the others wait, too."""
         async with self._turn:
-            self.operation = operation
+            self.operation, self._brief = operation, brief
             try:
                 yield
             finally:
-                self.operation = None
+                self.operation, self._brief = None, False
