@@ -190,6 +190,22 @@ static bool do_cache(struct call *call)
 	return true;
 }
 
+static bool do_loss(struct call *call)
+{
+	struct region *region = need(call);
+	bool poison = !strcmp(call->order->policy, "poison");
+
+	if (!region)
+		return false;
+	if (!poison && strcmp(call->order->policy, "stall"))
+		return refuse(call->why, EINVAL, "a loss can be met with 'stall' or 'poison', not '%s'",
+			      call->order->policy);
+	if (poison && !poison_possible())
+		return refuse(call->why, EOPNOTSUPP, "to poison lost pages needs Linux 6.6");
+	region_loss(call->engine, region, poison);
+	return true;
+}
+
 static bool do_home(struct call *call)
 {
 	struct region *region = need(call);
@@ -228,7 +244,8 @@ static void describe(struct reply *reply, const struct engine *engine, const str
 	reply_field(reply, "home=%d", region->home);
 	reply_field(reply, "away=%llu", (unsigned long long)table_away(region));
 	reply_field(reply, "here=%llu", (unsigned long long)table_here(region));
-	reply_field(reply, "lost=%llu", (unsigned long long)region->counts[PAGE_LOST]);
+	reply_field(reply, "policy=%s", region->poison ? "poison" : "stall");
+	reply_field(reply, "lost=%llu", (unsigned long long)table_lost(region));
 	reply_field(reply, "waiting=%llu", (unsigned long long)table_waiting(engine, region));
 	for (unsigned store = 0; store < META_STORES; store++) {
 		if (!region->meta->stores[store].address[0])
@@ -256,6 +273,7 @@ static bool do_stats(struct call *call)
 	reply_field(call->reply, "budget=%u", engine->budget);
 	reply_field(call->reply, "charged=%u", engine->charged);
 	reply_field(call->reply, "deferred-now=%u", engine->deferred_count);
+	reply_field(call->reply, "poisoned=%llu", (unsigned long long)(engine->counts[PAGE_POISONED] + engine->counts[PAGE_HEAL]));
 	for (unsigned i = 0; i < HISTOGRAM; i++)
 		if (engine->latency[i])
 			reply_field(call->reply, "below-us-%llu=%llu", 1ULL << i, (unsigned long long)engine->latency[i]);
@@ -272,7 +290,7 @@ static bool do_stats(struct call *call)
 static bool (*const handlers[ORDER_VERBS])(struct call *) = {
 	[ORDER_HELLO] = do_hello, [ORDER_ADD] = do_add,	      [ORDER_STORE] = do_store, [ORDER_UNSTORE] = do_unstore,
 	[ORDER_MAP] = do_map,	  [ORDER_DISCARD] = do_discard, [ORDER_UNMAP] = do_unmap, [ORDER_REMOVE] = do_remove,
-	[ORDER_CACHE] = do_cache, [ORDER_HOME] = do_home,     [ORDER_SAMPLE] = do_sample,
+	[ORDER_CACHE] = do_cache, [ORDER_LOSS] = do_loss,     [ORDER_HOME] = do_home,     [ORDER_SAMPLE] = do_sample,
 	[ORDER_STATS] = do_stats,
 };
 

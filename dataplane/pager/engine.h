@@ -83,9 +83,12 @@ struct region {
 	int64_t hold_us[META_STORES];	/* no writes to that store before */
 	_Atomic int64_t stalled_us[META_STORES]; /* when a link to it was last given up for silence */
 	unsigned ready[META_STORES];	/* links of all lanes */
-	bool refused[META_STORES];
+	_Atomic bool refused[META_STORES];
 	char why[META_STORES][128];
 	uint64_t counts[PAGE_STATES]; /* pages in each state */
+	_Atomic bool poison;	      /* lost pages are not waited for */
+	_Atomic bool healing;	      /* poisoned ones are tried again, from `heal` on */
+	uint32_t heal;
 	_Atomic bool home;	      /* all of it comes here, nothing leaves, and the budget is not its */
 	uint32_t lost_waiting;	      /* lost pages that somebody waits for */
 	struct meter meters[META_STORES];
@@ -253,6 +256,14 @@ bool sample_ended(struct engine *engine, uint32_t *pages, uint32_t *p50, uint32_
 void sample(struct lane *lane);
 void sample_answered(struct lane *lane, struct request *request);
 
+/* poison.c */
+/* Whether the kernel can. */
+bool poison_possible(void);
+/* Mark pages, which are busy, and release them. */
+void poison_pages(struct engine *engine, struct region *region, const uint32_t *pages, uint32_t count);
+void region_loss(struct engine *engine, struct region *region, bool poison);
+void heal(struct lane *lane);
+
 /* home.c */
 /* Ask for more of the regions that come home. */
 void home(struct lane *lane);
@@ -275,6 +286,10 @@ void resync(struct lane *lane);
 uint32_t memory_install(const struct region *region, uint32_t page, uint32_t count, const char *bytes, bool protect);
 void memory_protect(const struct region *region, uint32_t page, uint32_t count, bool protect);
 void memory_drop(const struct region *region, uint32_t page, uint32_t count);
+/* Whoever touches the page gets SIGBUS, also who waits for it now. */
+void memory_poison(const struct region *region, uint32_t page);
+/* Take that mark away; the page is then not there. */
+void memory_cleanse(const struct region *region, uint32_t page);
 void memory_wake(const struct region *region, uint32_t page, uint32_t count);
 /* By way of the file, so that no page is made that was not there. */
 bool memory_read(const struct region *region, uint32_t page, uint32_t count, char *bytes);
@@ -292,7 +307,11 @@ void table_release(struct engine *engine, struct region *region, uint32_t page, 
 /* Wait until no page of a range is busy. */
 void table_settle(struct engine *engine, struct region *region, uint32_t page, uint32_t count);
 bool table_behind(const struct region *region, unsigned store, uint32_t page);
+bool table_poisoned(const struct region *region, uint32_t page);
+void table_note_poisoned(struct region *region, uint32_t page, bool poisoned);
 void table_note_behind(struct region *region, unsigned store, uint32_t page, bool behind);
+/* Whether the budget is a limit for a region. Without a store that takes pages nothing of it can leave. */
+bool table_bounded(const struct region *region);
 bool table_room(const struct engine *engine, uint32_t pages);
 /* The same for what nobody waits for: something is left. Notes that there was none. */
 bool table_room_ahead(struct engine *engine);
@@ -303,6 +322,8 @@ char *held_take(struct engine *engine, uint32_t id, const bool *used);
 uint32_t held_put(struct engine *engine, uint32_t id, char *bytes, uint32_t guessed, char **old);
 /* Pages of a region that have, or will have, memory of this host. */
 uint32_t table_charged(const struct region *region);
+/* Pages of a region that no store gives back. */
+uint64_t table_lost(const struct region *region);
 /* Pages of a region that are neither here nor zeros. */
 uint64_t table_away(const struct region *region);
 /* Pages of a region that are in the memory. */

@@ -14,12 +14,25 @@ static void park(struct lane *lane, struct operation *operation)
 	pthread_mutex_unlock(&lane->engine->lock);
 }
 
+/* No store that there is has what was sealed: it gave other bytes, missed these, or began anew. */
+static bool hopeless(const struct operation *operation)
+{
+	const struct view *view = operation->view;
+
+	for (unsigned store = 0; store < META_STORES; store++)
+		if (view->stores[store].address[0] && !view->region->refused[store] &&
+		    !((operation->wrong | operation->behind) & 1U << store))
+			return false;
+	return true;
+}
+
 /* Send a fetch to the store that answers soonest of those that were not tried; without one it waits for a link. */
 void fetch_send(struct lane *lane, struct operation *operation)
 {
 	struct view *view = operation->view;
 	struct link *best = NULL;
 	struct request *request;
+
 
 	for (unsigned store = 0; store < META_STORES; store++) {
 		struct link *link = view_link(view, store, operation->demand);
@@ -31,7 +44,7 @@ void fetch_send(struct lane *lane, struct operation *operation)
 	}
 	if (!best) {
 		operation->tried = operation->wrong;
-		if (view->region->closing)
+		if (view->region->closing || hopeless(operation))
 			fetch_fail(lane, operation);
 		else
 			park(lane, operation);
@@ -107,7 +120,8 @@ static void starve(struct engine *engine, struct region *region, const struct ba
 	for (uint32_t page = batch->page + installed; page < batch->page + batch->count; page++) {
 		uint8_t *byte = table_byte(engine, region, page);
 
-		table_set(engine, region, page, batch->before);
+		/* A mark is still there, where there was one. */
+		table_set(engine, region, page, table_poisoned(region, page) ? PAGE_POISONED : batch->before);
 		if (region->faults >= 0 && (batch->demand || *byte & PAGE_NOTED))
 			defer(engine, region, page, batch->protect ? EVENT_READ : EVENT_WRITE, 1);
 		*byte &= (uint8_t)~PAGE_NOTED;
@@ -266,13 +280,13 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 	}
 	step = page_step(before, event);
 	if ((step.action == ACTION_FETCH || step.action == ACTION_ZERO_CLEAN || step.action == ACTION_ZERO_DIRTY) &&
-	    !region->home && !table_room(engine, needs = fault_needs(engine, region, page, before))) {
+	    table_bounded(region) && !table_room(engine, needs = fault_needs(engine, region, page, before))) {
 		defer(engine, region, page, event, needs);
 		pthread_mutex_unlock(&engine->lock);
 		return;
 	}
 	step = table_step(engine, region, page, event);
-	engine->stats[STAT_FOUND] += before != PAGE_ABSENT && before != PAGE_ZERO && before != PAGE_LOST;
+	engine->stats[STAT_FOUND] += before != PAGE_ABSENT && before != PAGE_ZERO && before < PAGE_LOST;
 	if (before == PAGE_ABSENT)
 		wished = streams_fault(&region->streams, page, event != EVENT_READ, FOUND_ABSENT, wishes);
 	else if (before == PAGE_ZERO)
@@ -305,6 +319,7 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 		*byte |= PAGE_BUSY;
 		break;
 	case ACTION_UNPROTECT:
+	case ACTION_POISON:
 		*byte |= PAGE_BUSY;
 		break;
 	default:
@@ -329,6 +344,9 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 		memory_protect(region, page, 1, false);
 		table_release(engine, region, page, 1, false, false);
 		break;
+	case ACTION_POISON:
+		poison_pages(engine, region, &page, 1);
+		break;
 	case ACTION_WAKE:
 		memory_wake(region, page, 1);
 		break;
@@ -343,30 +361,35 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 void fetch_fail(struct lane *lane, struct operation *operation)
 {
 	struct engine *engine = lane->engine;
-	struct region *region = operation->view->region;
-	bool wrong = operation->wrong;
+	struct view *view = operation->view;
+	struct region *region = view->region;
+	uint32_t poisoned[RUN_MAX], marked = 0;
+	bool lost = !region->closing;
 
 	pthread_mutex_lock(&engine->lock);
 	table_settle(engine, region, operation->page, operation->count);
+	/* A store that came meanwhile was not asked. */
+	for (unsigned store = 0; store < META_STORES; store++)
+		lost &= view->stores[store].serial == region->meta->stores[store].serial;
 	for (uint32_t i = 0; i < operation->count; i++) {
-		table_step(engine, region, operation->page + i, wrong ? EVENT_INVALID : EVENT_NOT_FETCHED);
-		if (table_state(engine, region, operation->page + i) != PAGE_LOST)
-			*table_byte(engine, region, operation->page + i) &= PAGE_STATE_MASK;
+		uint32_t page = operation->page + i;
+		uint8_t *byte = table_byte(engine, region, page);
+		struct page_step step = table_step(engine, region, page, lost ? EVENT_INVALID : EVENT_NOT_FETCHED);
+
+		if (step.next == PAGE_LOST && region->poison)
+			step = table_step(engine, region, page, EVENT_POISON);
+		if (step.action == ACTION_POISON) {
+			*byte |= PAGE_BUSY;
+			poisoned[marked++] = page;
+		} else if (step.next != PAGE_LOST) {
+			*byte &= PAGE_STATE_MASK;
+		}
 	}
 	pthread_mutex_unlock(&engine->lock);
-	if (!wrong)
+	poison_pages(engine, region, poisoned, marked);
+	if (!lost)
 		memory_wake(region, operation->page, operation->count);
 	operation_free(lane, operation);
-}
-
-/* Every store that there is gave other bytes than were sealed. */
-static bool hopeless(const struct operation *operation)
-{
-	for (unsigned store = 0; store < META_STORES; store++)
-		if (operation->view->stores[store].address[0] &&
-		    !((operation->wrong | operation->behind) & 1U << store))
-			return false;
-	return true;
 }
 
 /* Pages that this store does not have as they were sealed are asked for elsewhere, each by itself. */
@@ -385,10 +408,7 @@ static void ask_elsewhere(struct lane *lane, struct operation *operation, const 
 		again->begun_us = operation->begun_us;
 		again->wrong = operation->wrong | 1U << store;
 		again->tried = again->wrong;
-		if (hopeless(again))
-			fetch_fail(lane, again);
-		else
-			fetch_send(lane, again);
+		fetch_send(lane, again);
 	}
 }
 

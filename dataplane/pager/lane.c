@@ -208,6 +208,25 @@ static void give_up_parked(struct lane *lane)
 	}
 }
 
+/* Send again, or give up, what no store could be asked for before; `view` has a link to `store` now. */
+static void retry_parked(struct lane *lane, const struct view *view, unsigned store)
+{
+	struct operations parked = TAILQ_HEAD_INITIALIZER(parked);
+	struct operation *operation;
+
+	pthread_mutex_lock(&lane->engine->lock);
+	TAILQ_CONCAT(&parked, &lane->parked, entry);
+	pthread_mutex_unlock(&lane->engine->lock);
+	while ((operation = TAILQ_FIRST(&parked))) {
+		TAILQ_REMOVE(&parked, operation, entry);
+		/* It may be another server by now. */
+		if (operation->view == view)
+			operation->wrong &= ~(1U << store);
+		operation->tried = operation->wrong;
+		fetch_send(lane, operation);
+	}
+}
+
 static void lane_sync(struct lane *lane)
 {
 	struct engine *engine = lane->engine;
@@ -232,6 +251,8 @@ static void lane_sync(struct lane *lane)
 	}
 	pthread_cond_broadcast(&engine->idle);
 	pthread_mutex_unlock(&engine->lock);
+	/* A store may be gone for good. */
+	retry_parked(lane, NULL, 0);
 }
 
 /* Links */
@@ -242,16 +263,16 @@ static bool note_link(struct lane *lane, struct view *view, unsigned store, unsi
 	struct engine *engine = lane->engine;
 	struct region *region = view->region;
 	struct link *link = &view->links[store][i];
-	bool ready = link->state == LINK_READY;
-	struct operations parked;
-	struct operation *operation;
+	bool ready = link->state == LINK_READY, begun;
 
-	if (ready == view->was_ready[store][i] && link->state != LINK_REFUSED && !link->why[0])
+	if (ready == view->was_ready[store][i] && !link->why[0])
 		return false;
 	pthread_mutex_lock(&engine->lock);
 	region->ready[store] += ready;
 	region->ready[store] -= view->was_ready[store][i];
-	region->refused[store] = link->state == LINK_REFUSED || (region->refused[store] && !ready);
+	/* What was said to the description before tells nothing of the store that there is now. */
+	if (view->stores[store].serial == region->meta->stores[store].serial)
+		region->refused[store] = link->state == LINK_REFUSED || (region->refused[store] && !ready);
 	snprintf(region->why[store], sizeof region->why[store], "%s", ready ? "" : link->why);
 	if (ready) {
 		/* What an earlier connection still carried may arrive at the store late, but not much later than this. */
@@ -261,24 +282,11 @@ static bool note_link(struct lane *lane, struct view *view, unsigned store, unsi
 	}
 	pthread_mutex_unlock(&engine->lock);
 	link->why[0] = 0;
-	if (!ready || view->was_ready[store][i]) {
-		view->was_ready[store][i] = ready;
-		return false;
-	}
-	view->was_ready[store][i] = true;
-	TAILQ_INIT(&parked);
-	pthread_mutex_lock(&engine->lock);
-	TAILQ_CONCAT(&parked, &lane->parked, entry);
-	pthread_mutex_unlock(&engine->lock);
-	while ((operation = TAILQ_FIRST(&parked))) {
-		TAILQ_REMOVE(&parked, operation, entry);
-		/* It may be another server by now. */
-		if (operation->view == view)
-			operation->wrong &= ~(1U << store);
-		operation->tried = operation->wrong;
-		fetch_send(lane, operation);
-	}
-	return true;
+	begun = ready && !view->was_ready[store][i];
+	view->was_ready[store][i] = ready;
+	if (begun || link->state == LINK_REFUSED)
+		retry_parked(lane, begun ? view : NULL, store);
+	return begun;
 }
 
 /* A write that was not answered may still happen at the store: nothing else may be written there for a while. */
@@ -448,6 +456,7 @@ static void *lane_run(void *argument)
 		evict(lane, 0);
 		trim(lane);
 		resync(lane);
+		heal(lane);
 		home(lane);
 		sample(lane);
 		requests_done(lane);

@@ -82,6 +82,32 @@ void memory_protect(const struct region *region, uint32_t page, uint32_t count, 
 		;
 }
 
+/* Of Linux 6.6; the headers may be older than the kernel. */
+struct poison {
+	struct uffdio_range range;
+	uint64_t mode;
+	int64_t updated;
+};
+#define POISON _IOWR(UFFDIO, 0x08, struct poison)
+
+void memory_poison(const struct region *region, uint32_t page)
+{
+	struct poison poison = {.range = {address(region, page), PAGE_SIZE}};
+
+	/* What it finds there (EEXIST) is the mark itself: the page is not there, and no protection is left of it. */
+	while (region->faults >= 0 && ioctl(region->faults, POISON, &poison) < 0 && errno == EAGAIN)
+		;
+	memory_wake(region, page, 1);
+}
+
+void memory_cleanse(const struct region *region, uint32_t page)
+{
+	static const char zeros[PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)));
+
+	memory_install(region, page, 1, zeros, false);
+	memory_drop(region, page, 1);
+}
+
 void memory_drop(const struct region *region, uint32_t page, uint32_t count)
 {
 	if (fallocate(region->file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)page * PAGE_SIZE,

@@ -12,7 +12,7 @@
 
 #include "seal.h"
 
-enum { META_VERSION = 1, META_STORES = 2, META_RECORDS = 8192, REGION_ID_MAX = 64 };
+enum { META_VERSION = 2, META_STORES = 2, META_RECORDS = 8192, REGION_ID_MAX = 64 };
 
 #define META_MAGIC 0x7265676170636d76ULL /* "vmcpager" */
 
@@ -42,6 +42,8 @@ struct meta {
 	uint32_t home; /* it comes here, and stays */
 	/* The serial of a store that misses every page, while not all of them are noted yet. */
 	_Atomic uint32_t marking[META_STORES];
+	uint32_t poison; /* lost pages are marked as broken */
+	_Atomic uint64_t poisoned;
 };
 
 _Static_assert(sizeof(struct meta) <= META_RECORDS, "the header has its place");
@@ -50,7 +52,7 @@ static inline uint64_t meta_size(uint64_t pages)
 {
 	uint64_t bitmap = (pages + 63) / 64 * 8;
 
-	return META_RECORDS + pages * sizeof(struct seal_record) + META_STORES * bitmap;
+	return META_RECORDS + pages * sizeof(struct seal_record) + (META_STORES + 1) * bitmap;
 }
 
 static inline struct seal_record *meta_records(struct meta *meta)
@@ -68,4 +70,10 @@ static inline bool meta_marking(const struct meta *meta, unsigned store)
 static inline uint64_t *meta_behind(struct meta *meta, unsigned store)
 {
 	return (uint64_t *)(meta_records(meta) + meta->pages) + store * ((meta->pages + 63) / 64);
+}
+
+/* One bit for each page: it is, or may be, marked as broken in QEMU's page tables. */
+static inline uint64_t *meta_poisoned(struct meta *meta)
+{
+	return meta_behind(meta, META_STORES);
 }

@@ -5,7 +5,7 @@
 
 #include "meta.h"
 
-enum key { ID, ADDRESS, EXPORT, IDENTITY, PSK_FILE, VERSION, SIZE, NUMBER, PORT, BASE, OFFSET, LENGTH, ON, GONE, COUNT, KEYS };
+enum key { ID, ADDRESS, EXPORT, IDENTITY, PSK_FILE, POLICY, VERSION, SIZE, NUMBER, PORT, BASE, OFFSET, LENGTH, ON, GONE, COUNT, KEYS };
 
 #define BIT(key) (1U << (key))
 #define AT(member) offsetof(struct order, member)
@@ -23,6 +23,7 @@ static const struct {
 	[EXPORT] = {"export", AT(export), true, false, 1, FIELD(meta_store, export) - 1},
 	[IDENTITY] = {"identity", AT(identity), true, false, 1, FIELD(meta_store, identity) - 1},
 	[PSK_FILE] = {"psk-file", AT(psk_file), true, false, 1, FIELD(meta_store, psk_file) - 1},
+	[POLICY] = {"policy", AT(policy), true, false, 1, 16},
 	[VERSION] = {"version", AT(version), false, false, 0, UINT32_MAX},
 	[SIZE] = {"size", AT(size), false, true, PAGE_SIZE, 1ULL << 39},
 	[NUMBER] = {"number", AT(number), false, false, 0, META_STORES - 1},
@@ -50,6 +51,7 @@ static const struct {
 	[ORDER_UNMAP] = {"unmap", BIT(ID), 0, 0},
 	[ORDER_REMOVE] = {"remove", BIT(ID), 0, 0},
 	[ORDER_CACHE] = {"cache", BIT(SIZE), 0, 0},
+	[ORDER_LOSS] = {"loss", BIT(ID) | BIT(POLICY), 0, 0},
 	[ORDER_HOME] = {"home", BIT(ID) | BIT(ON), 0, 0},
 	[ORDER_SAMPLE] = {"sample", BIT(ID) | BIT(NUMBER) | BIT(COUNT), 0, 0},
 	[ORDER_STATS] = {"stats", 0, 0, 0},

@@ -18,6 +18,7 @@ enum order_verb {
 	ORDER_UNMAP,
 	ORDER_REMOVE,
 	ORDER_CACHE,
+	ORDER_LOSS,
 	ORDER_HOME,
 	ORDER_SAMPLE,
 	ORDER_STATS,
@@ -27,7 +28,7 @@ enum order_verb {
 /* Text points into the packet. What was not given is NULL or 0. */
 struct order {
 	enum order_verb verb;
-	const char *id, *address, *export, *identity, *psk_file;
+	const char *id, *address, *export, *identity, *psk_file, *policy;
 	uint64_t version, size, number, port, base, offset, length, on, gone, count;
 };
 

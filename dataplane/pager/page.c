@@ -111,6 +111,25 @@ static const struct page_step table[PAGE_STATES][PAGE_EVENTS] = {
 	ON(LOST, PREFETCH, LOST, NONE),
 	ON(LOST, DISCARD, ZERO, WAKE),
 	ON(LOST, RETRY, ABSENT, WAKE),
+	ON(LOST, POISON, POISONED, POISON),
+
+	/* The kernel answers touches. A fault is of before, or the mark was not made yet when a pager died. */
+	ON(POISONED, READ, POISONED, POISON),
+	ON(POISONED, WRITE, POISONED, POISON),
+	ON(POISONED, PROTECT, POISONED, POISON),
+	ON(POISONED, PREFETCH, POISONED, NONE),
+	ON(POISONED, DISCARD, ZERO, CLEANSE),
+	ON(POISONED, RETRY, HEAL, FETCH),
+
+	ON(HEAL, READ, HEAL, WAIT),
+	ON(HEAL, WRITE, HEAL, WAIT),
+	ON(HEAL, PROTECT, HEAL, WAIT),
+	ON(HEAL, PREFETCH, HEAL, NONE),
+	ON(HEAL, ARRIVED, CLEAN, CLEAN),
+	ON(HEAL, INVALID, POISONED, POISON),
+	ON(HEAL, NOT_FETCHED, POISONED, POISON),
+	ON(HEAL, DISCARD, FETCH_DROP, CLEANSE),
+	ON(HEAL, RETRY, HEAL, NONE),
 };
 
 struct page_step page_step(enum page_state state, enum page_event event)
@@ -131,7 +150,8 @@ int page_resident(enum page_state state)
 const char *page_state_name(enum page_state state)
 {
 	static const char *const names[PAGE_STATES] = {"zero",	"absent", "fetch", "fetch-write", "fetch-drop", "held",
-						       "clean", "dirty",  "write", "redirty",	  "write-drop", "lost"};
+						       "clean", "dirty",  "write", "redirty",	  "write-drop", "lost",
+						       "poisoned", "heal"};
 
 	return state < PAGE_STATES ? names[state] : "?";
 }

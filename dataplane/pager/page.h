@@ -16,6 +16,8 @@
  *   REDIRTY      store  modified  yes                written again on the way home
  *   WRITE_DROP   local  -         no                 discarded on the way home, or the stores are being told to forget it
  *   LOST         store  invalid   no                 no store gave valid bytes: whoever needs them waits
+ *   POISONED     store  invalid   no, marked         the same, and whoever touches it gets SIGBUS
+ *   HEAL         store  -         no, marked         poisoned, and on its way here all the same
  *
  * Peers as homes will add states here and nowhere else.
  *
@@ -40,6 +42,8 @@ enum page_state {
 	PAGE_REDIRTY,
 	PAGE_WRITE_DROP,
 	PAGE_LOST,
+	PAGE_POISONED,
+	PAGE_HEAL,
 	PAGE_STATES,
 };
 
@@ -61,6 +65,7 @@ enum page_event {
 	EVENT_DISCARD,	   /* the guest gave it back */
 	EVENT_TRIM,	   /* stores are to forget what they had of it */
 	EVENT_RETRY,	   /* a store came back: lost pages may be there after all */
+	EVENT_POISON,	   /* nobody shall wait for a lost page */
 	PAGE_EVENTS,
 };
 
@@ -81,6 +86,8 @@ enum page_action {
 	ACTION_TRIM,	   /* tell the stores to forget it, as a write that nobody writes over meanwhile */
 	ACTION_DROP,	   /* take the bytes out of the memory, and wake */
 	ACTION_COMMIT_DROP, /* note what the store now has, then as ACTION_DROP */
+	ACTION_POISON,	   /* mark it as broken, and wake */
+	ACTION_CLEANSE,	   /* take the mark away: install zeros, then as ACTION_DROP */
 	ACTION_COMMIT,	   /* note what the store now has; the bytes here are newer */
 };
 

@@ -189,7 +189,9 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	window = engine->budget / 4 < engine->window_max ? engine->budget / 4 : engine->window_max;
 	streams_init(&region->streams, region->pages, window);
 	for (uint32_t page = 0; page < region->pages; page++) {
-		enum page_state state = table_record(region, page)->version ? PAGE_ABSENT : PAGE_ZERO;
+		enum page_state state = !table_record(region, page)->version ? PAGE_ZERO
+					: table_poisoned(region, page)	     ? PAGE_POISONED
+									     : PAGE_ABSENT;
 
 		engine->states[region->first + page] = (uint8_t)state;
 		engine->counts[state]++;
@@ -201,6 +203,7 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 		engine->budget = engine->policy.budget = (uint32_t)region->meta->budget;
 	region->meta->budget = engine->budget;
 	region->home = region->meta->home;
+	region->poison = region->meta->poison;
 	pthread_mutex_unlock(&engine->lock);
 	for (unsigned store = 0; store < META_STORES; store++)
 		if (meta_marking(region->meta, store))
@@ -227,8 +230,9 @@ static void find_resident(struct engine *engine, struct region *region)
 			uint32_t page = (uint32_t)(at / PAGE_SIZE);
 			enum page_state state = table_state(engine, region, page);
 
-			if (state != PAGE_ZERO && state != PAGE_ABSENT)
+			if (state != PAGE_ZERO && state != PAGE_ABSENT && state != PAGE_POISONED)
 				continue;
+			table_note_poisoned(region, page, false);
 			table_set(engine, region, page, PAGE_DIRTY);
 			if (!region->home)
 				policy_insert(&engine->policy, region->first + page, false);
@@ -251,6 +255,15 @@ bool region_map(struct engine *engine, struct region *region, int faults, uint64
 	region->faults = faults;
 	pthread_mutex_unlock(&engine->lock);
 	memory_protect(region, 0, region->pages, false);
+	/* Pages that a predecessor was discarding: zeros, that may be marked as broken still. */
+	for (uint32_t page = 0; region->meta->poisoned && page < region->pages; page++) {
+		pthread_mutex_lock(&engine->lock);
+		if (table_poisoned(region, page) && table_state(engine, region, page) == PAGE_ZERO) {
+			memory_cleanse(region, page);
+			table_note_poisoned(region, page, false);
+		}
+		pthread_mutex_unlock(&engine->lock);
+	}
 	engine_changed(engine);
 	/* Faults that a predecessor read and did not answer happen again. */
 	memory_wake(region, 0, region->pages);
@@ -324,6 +337,8 @@ bool region_remove(struct engine *engine, struct region *region)
 static void discard_run(struct engine *engine, struct region *region, uint32_t page, uint32_t count)
 {
 	bool noted = false, stored = false;
+	uint32_t cleanse[DISCARD_RUN], marked = 0;
+	struct page_step step;
 
 	pthread_mutex_lock(&engine->lock);
 	table_settle(engine, region, page, count);
@@ -331,7 +346,10 @@ static void discard_run(struct engine *engine, struct region *region, uint32_t p
 		uint8_t *byte = table_byte(engine, region, page + i);
 		enum page_state before = *byte & PAGE_STATE_MASK;
 
-		if (table_step(engine, region, page + i, EVENT_DISCARD).action == ACTION_RELEASE)
+		step = table_step(engine, region, page + i, EVENT_DISCARD);
+		if (step.action == ACTION_CLEANSE)
+			cleanse[marked++] = page + i;
+		if (step.action == ACTION_RELEASE)
 			free(held_take(engine, region->first + page + i, NULL));
 		if (before != PAGE_FETCH && before != PAGE_FETCH_WRITE && before != PAGE_FETCH_DROP)
 			policy_forget(&engine->policy, region->first + page + i);
@@ -346,6 +364,8 @@ static void discard_run(struct engine *engine, struct region *region, uint32_t p
 	if (stored)
 		trim_later(engine, region, page, count);
 	pthread_mutex_unlock(&engine->lock);
+	for (uint32_t i = 0; i < marked; i++)
+		memory_cleanse(region, cleanse[i]);
 	memory_drop(region, page, count);
 	/* Who waits for a fetch that goes on must stay noted until it ends. */
 	pthread_mutex_lock(&engine->lock);
@@ -353,6 +373,8 @@ static void discard_run(struct engine *engine, struct region *region, uint32_t p
 		uint8_t *byte = table_byte(engine, region, page + i);
 
 		noted |= (*byte & PAGE_NOTED) != 0;
+		if (region->meta->poisoned)
+			table_note_poisoned(region, page + i, false);
 		*byte &= (*byte & PAGE_STATE_MASK) == PAGE_FETCH_DROP ? (uint8_t)~PAGE_BUSY : PAGE_STATE_MASK;
 	}
 	if (engine->waiters)
@@ -391,6 +413,10 @@ void region_store(struct engine *engine, struct region *region, unsigned number,
 		memset(&region->meters[number], 0, sizeof region->meters[number]);
 		memset(meta_behind(region->meta, number), 0, (region->meta->pages + 63) / 64 * sizeof(uint64_t));
 		region->meta->behind_count[number] = 0;
+	}
+	if (store && region->counts[PAGE_POISONED]) {
+		region->heal = 0;
+		region->healing = true;
 	}
 	pthread_mutex_unlock(&engine->lock);
 	look_at_all(engine, region, number);

@@ -22,7 +22,7 @@ struct seal_record *table_record(const struct region *region, uint32_t page)
 static bool charges(enum page_state state)
 {
 	return page_resident(state) || state == PAGE_FETCH || state == PAGE_FETCH_WRITE || state == PAGE_FETCH_DROP ||
-	       state == PAGE_HELD;
+	       state == PAGE_HELD || state == PAGE_HEAL;
 }
 
 void table_set(struct engine *engine, struct region *region, uint32_t page, enum page_state state)
@@ -44,6 +44,8 @@ void table_set(struct engine *engine, struct region *region, uint32_t page, enum
 		region->lost_waiting += state == PAGE_LOST;
 		region->lost_waiting -= before == PAGE_LOST;
 	}
+	if (state == PAGE_POISONED)
+		table_note_poisoned(region, page, true);
 	*byte = (uint8_t)((*byte & ~PAGE_STATE_MASK) | state);
 }
 
@@ -77,6 +79,9 @@ void table_release(struct engine *engine, struct region *region, uint32_t page, 
 			noted = true;
 		}
 		*byte &= PAGE_STATE_MASK;
+		/* Noted until it is done: a pager that dies before may leave a mark. */
+		if (region->meta->poisoned && *byte != PAGE_POISONED && *byte != PAGE_HEAL)
+			table_note_poisoned(region, page + i, false);
 		if (insert && page_resident(*byte) && !region->home)
 			policy_insert(&engine->policy, region->first + page + i, demand);
 	}
@@ -116,11 +121,38 @@ void table_note_behind(struct region *region, unsigned store, uint32_t page, boo
 		region->meta->behind_count[store]--;
 }
 
+bool table_poisoned(const struct region *region, uint32_t page)
+{
+	return meta_poisoned(region->meta)[page / 64] >> page % 64 & 1;
+}
+
+void table_note_poisoned(struct region *region, uint32_t page, bool poisoned)
+{
+	uint64_t *word = &meta_poisoned(region->meta)[page / 64], bit = 1ULL << page % 64;
+
+	if (!(*word & bit) == !poisoned)
+		return;
+	*word ^= bit;
+	if (poisoned)
+		region->meta->poisoned++;
+	else
+		region->meta->poisoned--;
+}
+
 uint32_t table_reserve(const struct engine *engine)
 {
 	uint32_t reserve = engine->budget / 16;
 
 	return reserve < 16 ? 16 : reserve > 4096 ? 4096 : reserve;
+}
+
+bool table_bounded(const struct region *region)
+{
+	bool stores = false;
+
+	for (unsigned store = 0; store < META_STORES; store++)
+		stores |= region->meta->stores[store].address[0] && !region->refused[store];
+	return stores && !region->home;
 }
 
 bool table_room(const struct engine *engine, uint32_t pages)
@@ -142,7 +174,12 @@ uint64_t table_away(const struct region *region)
 	const uint64_t *counts = region->counts;
 
 	return counts[PAGE_ABSENT] + counts[PAGE_FETCH] + counts[PAGE_FETCH_WRITE] + counts[PAGE_HELD] +
-	       counts[PAGE_LOST];
+	       table_lost(region);
+}
+
+uint64_t table_lost(const struct region *region)
+{
+	return region->counts[PAGE_LOST] + region->counts[PAGE_POISONED] + region->counts[PAGE_HEAL];
 }
 
 uint64_t table_here(const struct region *region)

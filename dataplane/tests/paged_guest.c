@@ -3,7 +3,8 @@
  *   fill SEED         write a pattern into every page
  *   check SEED        count the pages that do not have it
  *   zero FIRST COUNT  discard pages, as virtio-mem does
- *   write PAGE VALUE / read PAGE
+ *   write PAGE VALUE / read PAGE      a page that is broken is a SIGBUS, and the answer is "broken"
+ *   probe             read every page: how many are broken
  *   stress THREADS SECONDS   write and verify pages at random; each write is remembered. Says how many were wrong
  *   sum               verify every page that stress wrote
  *   faults COUNT THREADS   time COUNT reads of random pages by each thread: microseconds p50 and p99 and rate for a
@@ -13,6 +14,9 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,6 +37,23 @@ static uint32_t *versions;
 static int threads, file;
 static double until;
 static _Atomic long wrong, done;
+
+static sigjmp_buf broken;
+
+static void on_sigbus(int number)
+{
+	(void)number;
+	siglongjmp(broken, 1);
+}
+
+/* False: it is broken. */
+static bool peek(size_t page, uint64_t *value)
+{
+	if (sigsetjmp(broken, 1))
+		return false;
+	*value = *(volatile uint64_t *)&memory[page * WORDS];
+	return true;
+}
 
 static double now(void)
 {
@@ -191,6 +212,7 @@ int main(int argc, char **argv)
 		perror("mmap");
 		return 1;
 	}
+	signal(SIGBUS, on_sigbus);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	puts("mapped");
 	while (fgets(line, sizeof line, stdin)) {
@@ -218,7 +240,14 @@ int main(int argc, char **argv)
 			memory[first * WORDS] = seed;
 			puts("written");
 		} else if (sscanf(line, "read %zu", &first) == 1) {
-			printf("value %lu\n", memory[first * WORDS]);
+			if (peek(first, &seed))
+				printf("value %lu\n", seed);
+			else
+				puts("broken");
+		} else if (!strcmp(line, "probe\n")) {
+			for (size_t page = 0; page < pages; page++)
+				bad += !peek(page, &seed);
+			printf("broken %zu\n", bad);
 		} else if (sscanf(line, "stress %d %lf", &number, &seconds) == 2 && number <= THREADS_MAX) {
 			stress(number, seconds);
 		} else if (!strcmp(line, "sum\n")) {

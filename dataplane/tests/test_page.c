@@ -24,6 +24,8 @@ struct world {
 	bool protected;
 	bool truth_zero;
 	bool fetching, writing;
+	bool marked; /* as broken, in the page tables: no fault happens, a signal does */
+	bool noted;  /* in the record: it may be marked */
 };
 
 enum { WORLDS_MAX = 1 << 16 };
@@ -100,6 +102,7 @@ static void happen(struct world world, enum page_event event)
 		CHECK(world.here == NONE);
 		world.here = world.held != NONE ? world.held : world.arriving;
 		world.held = NONE;
+		world.marked = world.noted = false;
 		world.protected = step.action == ACTION_CLEAN;
 		woken = true;
 		break;
@@ -140,6 +143,16 @@ static void happen(struct world world, enum page_event event)
 	case ACTION_COMMIT:
 		world.record = world.leaving;
 		break;
+	case ACTION_POISON:
+		CHECK(world.here == NONE);
+		world.marked = world.noted = true;
+		woken = true;
+		break;
+	case ACTION_CLEANSE:
+		CHECK(world.here == NONE && world.truth_zero);
+		world.marked = world.noted = false;
+		woken = true;
+		break;
 	}
 	if (!world.fetching)
 		world.arriving = NONE;
@@ -154,8 +167,12 @@ static void happen(struct world world, enum page_event event)
 		CHECK(world.truth_zero);
 	if (world.state == PAGE_CLEAN || world.state == PAGE_WRITE)
 		CHECK(world.protected);
-	if (world.state == PAGE_ABSENT || world.state == PAGE_FETCH || world.state == PAGE_LOST)
+	if (world.state == PAGE_ABSENT || world.state == PAGE_FETCH || world.state == PAGE_LOST ||
+	    world.state == PAGE_POISONED || world.state == PAGE_HEAL)
 		CHECK(world.record == LATEST);
+	/* Nobody is told that memory is broken which is not lost. */
+	CHECK(!world.marked || world.noted);
+	CHECK(world.noted == (world.state == PAGE_POISONED || world.state == PAGE_HEAL));
 	reach(world);
 }
 
@@ -165,6 +182,8 @@ static void guest(struct world world)
 	struct world next = world;
 
 	if (world.waiting)
+		return;
+	if (world.marked)
 		return;
 	if (world.here == NONE) {
 		next.waiting = EVENT_READ + 1;
@@ -192,11 +211,19 @@ static void killed(struct world world)
 {
 	struct world next = {.here = world.here, .record = world.record, .truth_zero = world.truth_zero};
 
-	next.state = world.here != NONE ? PAGE_DIRTY : world.record != NONE ? PAGE_ABSENT : PAGE_ZERO;
+	next.state = world.here != NONE	    ? PAGE_DIRTY
+		     : world.record == NONE ? PAGE_ZERO
+		     : world.noted	    ? PAGE_POISONED
+					    : PAGE_ABSENT;
+	next.noted = next.state == PAGE_POISONED;
+	next.marked = world.marked;
 	if (world.here == NONE && world.record == NONE)
 		CHECK(world.truth_zero);
 	if (world.here == NONE && world.record != NONE)
 		CHECK(world.record == LATEST);
+	reach(next);
+	/* It may die after it noted, and before it marked. */
+	next.marked = false;
 	reach(next);
 }
 
@@ -214,7 +241,7 @@ static void follow(struct world world)
 	happen(world, EVENT_RETRY);
 	if (world.fetching) {
 		happen(world, EVENT_ARRIVED);
-		if (state != PAGE_FETCH_WRITE && !world.waiting)
+		if (state != PAGE_FETCH_WRITE && state != PAGE_HEAL && !world.waiting)
 			happen(world, EVENT_ARRIVED_HOLD);
 		happen(world, EVENT_INVALID);
 		happen(world, EVENT_NOT_FETCHED);
@@ -223,6 +250,8 @@ static void follow(struct world world)
 		happen(world, EVENT_TRIM);
 	if (state == PAGE_HELD)
 		happen(world, EVENT_UNHOLD);
+	if (state == PAGE_LOST)
+		happen(world, EVENT_POISON);
 	if (state == PAGE_CLEAN)
 		happen(world, world.record == NONE ? EVENT_EVICT_ZERO : EVENT_EVICT);
 	if (state == PAGE_DIRTY)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from typing import Literal
 
 import pytest
 
 from framework.lent import entry, lend
 from framework.paged_scene import SIZE, Scene
-from vmcoal.backends.pager_client import RegionStats, Sample, home, sample, unstore
+from vmcoal.backends.pager_client import RegionStats, Sample, home, loss, order, sample, unstore
 from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UnreachableError
 
 pytestmark = [
@@ -181,3 +182,111 @@ async def test_a_sample_that_nobody_waits_for_ends() -> None:
                     break
                 except ConflictError:
                     await asyncio.sleep(0.01)
+
+
+def forge(scene: Scene) -> bytes:
+    """Spoil every page that the lender has; returns the spoiled bytes."""
+    path = scene.servers.file(scene.entries[0])
+    forged = bytes(byte ^ 1 for byte in path.read_bytes())
+    with path.open("r+b") as file:
+        file.write(forged)
+    return forged
+
+
+def mend(scene: Scene, forged: bytes) -> None:
+    """Undo that, but for what was written since."""
+    with scene.servers.file(scene.entries[0]).open("r+b") as file:
+        for at in range(0, SIZE, 4096):
+            file.seek(at)
+            if file.read(4096) == (page := forged[at : at + 4096]):
+                file.seek(at)
+                file.write(bytes(byte ^ 1 for byte in page))
+
+
+async def test_lost_pages_are_poisoned_and_heal_when_a_store_has_them_again() -> None:
+    async with Scene() as scene:
+        path, lease = scene.engine.socket, scene.lease
+        with pytest.raises(RefusedError):
+            await loss(path, lease, "panic", deadline=5)  # type: ignore[arg-type]
+        await scene.guest.ask("fill 3")
+        forged = forge(scene)
+        scene.guest.send("probe")
+        async with asyncio.timeout(20):
+            while not (await scene.engine.stats()).regions[lease].waiting:
+                await asyncio.sleep(0.02)
+        # Who waits for a lost page is woken, and later ones do not wait at all.
+        await loss(path, lease, "poison", deadline=5)
+        broken = int((await scene.guest.answer()).split()[1])
+        stats = await scene.engine.stats()
+        region = stats.regions[lease]
+        assert broken > PAGES // 2
+        assert region.policy == "poison"
+        # Those on the border were fetched ahead of the reader, and were lost before it came.
+        assert region.lost >= broken
+        assert region.waiting == 0
+        assert stats.counters["poisoned"] == region.lost
+        # A new pager knows which they are.
+        before = await scene.pager()
+        os.kill(before, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while await scene.pager() in (0, before):
+                await asyncio.sleep(0.02)
+        assert await scene.guest.ask("probe") == f"broken {broken}"
+        # What the guest gives back is zeros, and whole.
+        assert await scene.guest.ask(f"zero 0 {PAGES // 8}") == "zeroed"
+        assert await scene.guest.ask("read 1") == "value 0"
+        assert await scene.guest.ask("write 1 5") == "written"
+        assert await scene.guest.ask("read 1") == "value 5"
+        mend(scene, forged)
+        server = scene.servers.describe(scene.entries[0])
+        assert server
+        await scene.engine.relink(scene.entries[0].lease, server, "127.0.0.1", deadline=10)
+        async with asyncio.timeout(20):
+            while (region := (await scene.engine.stats()).regions[lease]).lost:
+                await asyncio.sleep(0.02)
+        assert await scene.guest.ask("probe") == "broken 0"
+        assert await scene.guest.ask(f"zero 0 {PAGES // 8}") == "zeroed"
+        assert await scene.guest.ask("fill 4") == "filled"
+        assert await scene.guest.ask("check 4") == "wrong 0"
+
+
+@pytest.mark.parametrize("policy", ["stall", "poison"])
+async def test_a_store_that_is_given_up(policy: Literal["stall", "poison"]) -> None:
+    async with Scene() as scene:
+        path, lease = scene.engine.socket, scene.lease
+        await loss(path, lease, policy, deadline=5)
+        await scene.guest.ask("fill 3")
+        await scene.servers.stop(scene.entries[0])
+        scene.guest.send("probe")
+        async with asyncio.timeout(20):
+            while not (await scene.engine.stats()).regions[lease].waiting:
+                await asyncio.sleep(0.02)
+        assert not (await scene.engine.stats()).regions[lease].lost, "it may come back"
+        with pytest.raises(ConflictError):
+            await unstore(path, lease, 0, deadline=5)
+        await unstore(path, lease, 0, gone=True, deadline=5)
+        async with asyncio.timeout(20):
+            while not (await scene.engine.stats()).regions[lease].lost:
+                await asyncio.sleep(0.02)
+        if policy == "poison":
+            assert int((await scene.guest.answer()).split()[1]) > PAGES // 2
+            assert (await scene.engine.stats()).regions[lease].waiting == 0
+            return
+        assert (await scene.engine.stats()).regions[lease].waiting == 1
+        # The reader would wait for ever, unless what it waits for is discarded.
+        await order(path, "discard", ("id", lease), ("offset", 0), ("length", SIZE), deadline=20)
+        assert await scene.guest.answer() == "broken 0"
+
+
+async def test_a_lender_that_began_anew_has_lost_everything() -> None:
+    async with Scene() as scene:
+        path, lease = scene.engine.socket, scene.lease
+        await loss(path, lease, "poison", deadline=5)
+        await scene.guest.ask("fill 3")
+        server = scene.servers.describe(scene.entries[0])
+        assert server
+        fields = {"address": "127.0.0.1", "port": server.port, "export": "another", "identity": server.psk_identity}
+        psk = scene.engine._psk(lease)
+        await order(path, "store", ("id", lease), ("number", 0), *fields.items(), ("psk-file", str(psk)), deadline=5)
+        assert int((await scene.guest.ask("probe")).split()[1]) > PAGES // 2
+        assert (await scene.engine.stats()).regions[lease].stores[0].refused

@@ -7,10 +7,29 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, NotFoundError, RefusedError, UnreachableError
+from vmcoal.errors import (
+    ConflictError,
+    DeadlineError,
+    ExecutionError,
+    NotFoundError,
+    PrerequisiteError,
+    RefusedError,
+    UnreachableError,
+    VmcoalError,
+)
 from vmcoal.holding.connection import Connection
 from vmcoal.holding.wire import Field, Packet, encode
+
+_KINDS: dict[str, type[VmcoalError]] = {
+    "ENOENT": NotFoundError,
+    "EEXIST": ConflictError,
+    "EBUSY": ConflictError,
+    "EINVAL": RefusedError,
+    "EHOSTUNREACH": UnreachableError,
+    "EOPNOTSUPP": PrerequisiteError,
+}
 
 
 @dataclass
@@ -37,12 +56,13 @@ class RegionStats:
 
     ``here`` pages are in this host's memory, ``away`` ones are neither here nor zeros; ``lost`` ones, which are away,
     no store has as they were sealed. ``waiting`` pages are waited for, and no store gives them now. ``home``: it comes
-    here as a whole, and stays.
+    here as a whole, and stays. ``policy``: what a touch of a lost page gives.
     """
 
     pages: int = 0
     mapped: bool = False
     home: bool = False
+    policy: str = "stall"
     away: int = 0
     here: int = 0
     lost: int = 0
@@ -93,9 +113,7 @@ async def order(path: Path, verb: str, *fields: Field, fds: Sequence[int] = (), 
         os.close(descriptor)
     if answer.head == "ok":
         return answer
-    kinds = {"ENOENT": NotFoundError, "EEXIST": ConflictError, "EBUSY": ConflictError, "EINVAL": RefusedError}
-    kinds |= {"EHOSTUNREACH": UnreachableError}
-    raise kinds.get(answer.get("errno"), ExecutionError)(f"the pager: {answer.get('message')}")
+    raise _KINDS.get(answer.get("errno") or "", ExecutionError)(f"the pager: {answer.get('message')}")
 
 
 async def stats(path: Path, *, deadline: float) -> PagerStats:
@@ -117,6 +135,8 @@ async def stats(path: Path, *, deadline: float) -> PagerStats:
             store.latency = tuple(int(count) for count in value.split(",") if count)
         elif store is not None and key in ("links", "behind", "bytes-in", "bytes-out"):
             setattr(store, key.replace("-", "_"), int(value))
+        elif region is not None and key == "policy":
+            region.policy = value
         elif region is not None and key in ("mapped", "home"):
             setattr(region, key, value == "1")
         elif region is not None and key in ("pages", "away", "here", "lost", "waiting"):
@@ -154,3 +174,12 @@ async def sample(path: Path, region: str, number: int, count: int, *, deadline: 
     """
     answer = await order(path, "sample", ("id", region), ("number", number), ("count", count), deadline=deadline)
     return Sample(*(int(answer.get(key) or 0) for key in ("p50-us", "p99-us", "pages")))
+
+
+async def loss(path: Path, region: str, policy: Literal["stall", "poison"], *, deadline: float) -> None:
+    """Say what a touch of a lost page of a region gives: it waits (``stall``), or gets SIGBUS (``poison``).
+
+    A poisoned page is there again when a store that comes back has it, or when it is discarded. Raises `PrerequisiteError`
+    where the kernel cannot poison (before Linux 6.6), `NotFoundError`, `UnreachableError` or `DeadlineError`.
+    """
+    await order(path, "loss", ("id", region), ("policy", policy), deadline=deadline)
