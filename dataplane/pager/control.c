@@ -254,6 +254,7 @@ static void describe(struct reply *reply, const struct engine *engine, const str
 		reply_field(reply, "links=%u", region->ready[store]);
 		reply_field(reply, "refused=%d", region->refused[store]);
 		reply_field(reply, "behind=%llu", (unsigned long long)region->meta->behind_count[store]);
+		reply_field(reply, "unsettled=%llu", (unsigned long long)limbo_count(region, store));
 		reply_field(reply, "bytes-in=%llu", (unsigned long long)region->meters[store].bytes_in);
 		reply_field(reply, "bytes-out=%llu", (unsigned long long)region->meters[store].bytes_out);
 		histogram_print(&region->meters[store].latency, latency, sizeof latency);

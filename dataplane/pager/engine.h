@@ -30,13 +30,14 @@ enum {
 	SAMPLES_MAX = 1000,
 };
 
-enum source_kind { SOURCE_KICK, SOURCE_FAULTS, SOURCE_LINK };
+enum source_kind { SOURCE_KICK, SOURCE_FAULTS, SOURCE_LINK, SOURCE_LIMBO };
 
 /* What an epoll event of a lane carries. */
 struct tag {
 	enum source_kind kind;
 	struct view *view;
 	struct link *link;
+	struct limbo *limbo;
 };
 
 enum counter {
@@ -65,6 +66,21 @@ enum counter {
 
 extern const char *const counter_names[COUNTERS];
 
+struct extent {
+	struct region *region;
+	uint32_t page, count;
+};
+
+/* A connection that was ended with writes unanswered, as long as the store has not closed it. */
+struct limbo {
+	TAILQ_ENTRY(limbo) entry;
+	struct tag tag;
+	int fd; /* -1: nobody will ever know */
+	unsigned store;
+	struct extent *extents;
+	uint32_t count;
+};
+
 struct region {
 	char id[REGION_ID_MAX + 1];
 	unsigned slot;
@@ -80,7 +96,8 @@ struct region {
 	_Atomic bool closing;
 	_Atomic unsigned views;		/* lanes that have not let go of it */
 	_Atomic unsigned attached;	/* lanes that read its faults */
-	int64_t hold_us[META_STORES];	/* no writes to that store before */
+	int64_t hold_us[META_STORES];	/* no writes to that store before, for those of an earlier pager */
+	TAILQ_HEAD(, limbo) limbos;
 	_Atomic int64_t stalled_us[META_STORES]; /* when a link to it was last given up for silence */
 	unsigned ready[META_STORES];	/* links of all lanes */
 	_Atomic bool refused[META_STORES];
@@ -100,11 +117,6 @@ struct fault {
 	uint32_t page;
 	enum page_event event;
 	uint32_t needs; /* pages that there has to be room for */
-};
-
-struct extent {
-	struct region *region;
-	uint32_t page, count;
 };
 
 /* One measurement at a time: begun and read by the thread of the orders, done by the first lane. */
@@ -255,6 +267,18 @@ void sample_cancel(struct engine *engine);
 bool sample_ended(struct engine *engine, uint32_t *pages, uint32_t *p50, uint32_t *p99);
 void sample(struct lane *lane);
 void sample_answered(struct lane *lane, struct request *request);
+
+/* limbo.c */
+/* A write failed with its connection, or because that was given up. */
+void limbo_note(struct lane *lane, const struct request *request);
+/* Under the lock: whether one of these pages may still be written at a store by an earlier write; how many may be. */
+bool limbo_has(const struct region *region, unsigned store, uint32_t page, uint32_t count);
+uint64_t limbo_count(const struct region *region, unsigned store);
+void limbo_happened(struct lane *lane, struct limbo *limbo);
+/* Under the lock: another store has that number now. */
+void limbo_forget(struct region *region, unsigned store);
+/* Under the lock: a lane lets go of a region. */
+void limbo_close(struct lane *lane, const struct view *view);
 
 /* poison.c */
 /* Whether the kernel can. */

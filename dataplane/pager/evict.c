@@ -177,8 +177,11 @@ static void store_send(struct lane *lane, struct operation *operation)
 	int64_t now = now_us();
 
 	pthread_mutex_lock(&lane->engine->lock);
-	for (unsigned store = 0; store < META_STORES; store++)
+	for (unsigned store = 0; store < META_STORES; store++) {
 		links[store] = writable(lane, view, store, now);
+		if (limbo_has(view->region, store, operation->page, operation->count))
+			links[store] = NULL;
+	}
 	pthread_mutex_unlock(&lane->engine->lock);
 	lane->storing += (uint64_t)operation->count * PAGE_SIZE;
 	operation->pending = 1;
@@ -307,9 +310,13 @@ static struct view *view_of(struct lane *lane, uint32_t id)
 	return NULL;
 }
 
-static bool anywhere(struct lane *lane, struct view *view, int64_t now)
+/* Under the lock: whether a page can be written to any store now. */
+static bool anywhere(struct lane *lane, struct view *view, uint32_t page, int64_t now)
 {
-	return writable(lane, view, 0, now) || writable(lane, view, 1, now);
+	for (unsigned store = 0; store < META_STORES; store++)
+		if (writable(lane, view, store, now) && !limbo_has(view->region, store, page, 1))
+			return true;
+	return false;
 }
 
 /* Under the lock: how many pages that are not on their way home may be here. Write-back goes as deep as keeps room for
@@ -376,7 +383,8 @@ void evict(struct lane *lane, uint32_t wanted)
 					   table_record(view->region, page)->version ? EVENT_EVICT : EVENT_EVICT_ZERO);
 				*byte |= PAGE_BUSY;
 				drops[dropped++] = (struct victim){view, page};
-			} else if (view && !view->region->closing && *byte == PAGE_DIRTY && anywhere(lane, view, now)) {
+			} else if (view && !view->region->closing && *byte == PAGE_DIRTY &&
+				   anywhere(lane, view, id - view->region->first, now)) {
 				uint32_t page = id - view->region->first;
 
 				table_step(engine, view->region, page, EVENT_EVICT);
@@ -438,7 +446,7 @@ static void resync_region(struct lane *lane, struct view *view, unsigned behind,
 			continue;
 		}
 		byte = table_byte(engine, region, page);
-		if (!table_behind(region, behind, page)) {
+		if (!table_behind(region, behind, page) || limbo_has(region, behind, page, 1)) {
 			;
 		} else if (*byte == PAGE_ABSENT && table_room_ahead(engine)) {
 			table_step(engine, region, page, EVENT_WRITE);
@@ -450,7 +458,7 @@ static void resync_region(struct lane *lane, struct view *view, unsigned behind,
 			table_step(engine, region, page, EVENT_PROTECT);
 			*byte |= PAGE_BUSY;
 			unprotected[written++] = page;
-		} else if (*byte == PAGE_DIRTY && anywhere(lane, view, now)) {
+		} else if (*byte == PAGE_DIRTY && anywhere(lane, view, page, now)) {
 			policy_forget(&engine->policy, region->first + page);
 			table_step(engine, region, page, EVENT_EVICT);
 			*byte |= PAGE_BUSY;

@@ -496,6 +496,10 @@ void fetch_answered(struct lane *lane, struct request *request)
 	table_settle(engine, region, operation->page, operation->count);
 	for (uint32_t i = 0; i < operation->count; i++) {
 		engine->stats[valid[i] ? STAT_FETCHED : STAT_INVALID]++;
+		/* Others gave other bytes: they get these. */
+		for (unsigned other = 0; valid[i] && other < META_STORES; other++)
+			if (operation->wrong & 1U << other)
+				table_note_behind(region, other, operation->page + i, true);
 		actions[i] = valid[i] ? arrive(lane, operation, i, buffer + (size_t)i * PAGE_SIZE) : ACTION_NONE;
 	}
 	if (operation->demand)

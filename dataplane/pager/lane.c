@@ -152,10 +152,10 @@ static struct view *view_open(struct lane *lane, struct region *region)
 		abort();
 	view->region = region;
 	view->faults = -1;
-	view->faults_tag = (struct tag){SOURCE_FAULTS, view, NULL};
+	view->faults_tag = (struct tag){.kind = SOURCE_FAULTS, .view = view};
 	for (unsigned store = 0; store < META_STORES; store++)
 		for (unsigned i = 0; i < LINKS; i++) {
-			view->tags[store][i] = (struct tag){SOURCE_LINK, view, &view->links[store][i]};
+			view->tags[store][i] = (struct tag){.kind = SOURCE_LINK, .view = view, .link = &view->links[store][i]};
 			link_init(&view->links[store][i], lane->epoll, &view->tags[store][i], &lane->done,
 				  &region->meters[store], lane->engine->deadline_us);
 		}
@@ -242,6 +242,7 @@ static void lane_sync(struct lane *lane)
 		if (!lane->views[slot] && region && !region->closing)
 			lane->views[slot] = view_open(lane, region);
 		if (lane->views[slot] && view_sync(lane, lane->views[slot])) {
+			limbo_close(lane, lane->views[slot]);
 			seal_close(&lane->views[slot]->seal);
 			free(lane->views[slot]->homing.order);
 			free(lane->views[slot]);
@@ -275,7 +276,7 @@ static bool note_link(struct lane *lane, struct view *view, unsigned store, unsi
 		region->refused[store] = link->state == LINK_REFUSED || (region->refused[store] && !ready);
 	snprintf(region->why[store], sizeof region->why[store], "%s", ready ? "" : link->why);
 	if (ready) {
-		/* What an earlier connection still carried may arrive at the store late, but not much later than this. */
+		/* What an earlier pager sent may arrive at the store late, but not much later than this. */
 		if (region->hold_us[store] > now_us())
 			region->hold_us[store] = now_us() + engine->deadline_us / 3;
 		lane->evict_us = 0;
@@ -289,18 +290,6 @@ static bool note_link(struct lane *lane, struct view *view, unsigned store, unsi
 	return begun;
 }
 
-/* A write that was not answered may still happen at the store: nothing else may be written there for a while. */
-static void hold_writes(struct lane *lane, const struct request *request)
-{
-	struct operation *operation = request->owner;
-	struct view *view = operation->view;
-
-
-	pthread_mutex_lock(&lane->engine->lock);
-	view->region->hold_us[view_store(view, request->link)] = now_us() + 1000 * lane->engine->deadline_us;
-	pthread_mutex_unlock(&lane->engine->lock);
-}
-
 static void requests_done(struct lane *lane)
 {
 	struct request *request;
@@ -310,7 +299,7 @@ static void requests_done(struct lane *lane)
 
 		TAILQ_REMOVE(&lane->done, request, entry);
 		if (request->failed && request->write && request->link->state != LINK_READY)
-			hold_writes(lane, request);
+			limbo_note(lane, request);
 		switch (operation->kind) {
 		case FETCH:
 			fetch_answered(lane, request);
@@ -408,6 +397,9 @@ static void happened(struct lane *lane, const struct epoll_event *event)
 		break;
 	case SOURCE_LINK:
 		link_ready(tag->link, event->events);
+		break;
+	case SOURCE_LIMBO:
+		limbo_happened(lane, tag->limbo);
 		break;
 	}
 }

@@ -1,9 +1,11 @@
 #include "link.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -25,10 +27,25 @@ void link_init(struct link *link, int epoll, void *tag, struct requests *done, s
 	link->tag = tag;
 	link->done = done;
 	link->meter = meter;
-	link->fd = -1;
+	link->fd = link->left = -1;
 	link->deadline_us = deadline_us;
 	link->pause_us = PAUSE_FIRST_US;
 	TAILQ_INIT(&link->sent);
+}
+
+/* Keep the socket beyond libnbd where a write was not answered. libnbd closed it itself if the store did. */
+static int keep_socket(const struct link *link)
+{
+	int fd = link->nbd ? nbd_aio_get_fd(link->nbd) : -1, left;
+	const struct request *request;
+
+	TAILQ_FOREACH (request, &link->sent, entry)
+		if (request->write)
+			break;
+	left = request && fd >= 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
+	if (left >= 0)
+		shutdown(left, SHUT_WR);
+	return left;
 }
 
 static void end(struct link *link, enum link_state state, const char *why)
@@ -40,6 +57,8 @@ static void end(struct link *link, enum link_state state, const char *why)
 		epoll_ctl(link->epoll, EPOLL_CTL_DEL, link->fd, NULL);
 	link->fd = -1;
 	link->direction = 0;
+	link->left = keep_socket(link);
+	link->limbo = NULL;
 	nbd_close(link->nbd);
 	link->nbd = NULL;
 	link->state = state;

@@ -63,6 +63,8 @@ struct link {
 	int64_t pause_us;
 	int64_t mean_us; /* of single pages, exponentially weighted */
 	char why[128];	 /* it is not ready */
+	int left; /* what is left of a connection that was ended with writes unanswered; -1: nothing */
+	struct limbo *limbo;
 };
 
 /* Microseconds of CLOCK_MONOTONIC. */

@@ -158,6 +158,7 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	region->file = file;
 	region->meta_fd = meta;
 	region->faults = -1;
+	TAILQ_INIT(&region->limbos);
 	region->pages = (uint32_t)pages;
 	snprintf(region->id, sizeof region->id, "%s", id);
 	if (!pages || pages >= POLICY_NONE || fstat(file, &info) < 0 || !S_ISREG(info.st_mode) ||
@@ -204,6 +205,9 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	region->meta->budget = engine->budget;
 	region->home = region->meta->home;
 	region->poison = region->meta->poison;
+	/* What the earlier pager sent last may still be under way. */
+	for (unsigned store = 0; !fresh && store < META_STORES; store++)
+		region->hold_us[store] = now_us() + 1000 * engine->deadline_us;
 	pthread_mutex_unlock(&engine->lock);
 	for (unsigned store = 0; store < META_STORES; store++)
 		if (meta_marking(region->meta, store))
@@ -410,6 +414,7 @@ void region_store(struct engine *engine, struct region *region, unsigned number,
 	place->serial = serial;
 	region->refused[number] = false;
 	if (!same) {
+		limbo_forget(region, number);
 		memset(&region->meters[number], 0, sizeof region->meters[number]);
 		memset(meta_behind(region->meta, number), 0, (region->meta->pages + 63) / 64 * sizeof(uint64_t));
 		region->meta->behind_count[number] = 0;

@@ -35,7 +35,7 @@ _KINDS: dict[str, type[VmcoalError]] = {
 @dataclass
 class StoreStats:
     """A lender's server of a region: ``links`` connections that work, whether it ``refused`` (it has other bytes), the
-    pages that it does not have yet, payload bytes from and to it, and why it is not connected.
+    pages that it does not have yet, pages of writes that it did not answer and may still do, payload bytes from and to it, and why it is not connected.
 
     ``latency[i]`` counts reads of one page that took less than 2**i µs and not less than half of that, since it is a
     store of the region; the last bucket that the pager has counts all that took longer, too.
@@ -44,6 +44,7 @@ class StoreStats:
     links: int = 0
     refused: bool = False
     behind: int = 0
+    unsettled: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     latency: tuple[int, ...] = ()
@@ -133,7 +134,7 @@ async def stats(path: Path, *, deadline: float) -> PagerStats:
             store.refused = value == "1"
         elif store is not None and key == "latency":
             store.latency = tuple(int(count) for count in value.split(",") if count)
-        elif store is not None and key in ("links", "behind", "bytes-in", "bytes-out"):
+        elif store is not None and key in ("links", "behind", "unsettled", "bytes-in", "bytes-out"):
             setattr(store, key.replace("-", "_"), int(value))
         elif region is not None and key == "policy":
             region.policy = value
@@ -179,7 +180,7 @@ async def sample(path: Path, region: str, number: int, count: int, *, deadline: 
 async def loss(path: Path, region: str, policy: Literal["stall", "poison"], *, deadline: float) -> None:
     """Say what a touch of a lost page of a region gives: it waits (``stall``), or gets SIGBUS (``poison``).
 
-    A poisoned page is there again when a store that comes back has it, or when it is discarded. Raises `PrerequisiteError`
-    where the kernel cannot poison (before Linux 6.6), `NotFoundError`, `UnreachableError` or `DeadlineError`.
+    A poisoned page is there again when a store that comes back has it, or when it is discarded. Raises
+    `PrerequisiteError` where the kernel cannot poison (before Linux 6.6), `NotFoundError`, `UnreachableError` or `DeadlineError`.
     """
     await order(path, "loss", ("id", region), ("policy", policy), deadline=deadline)
