@@ -9,8 +9,11 @@ from typing import Self
 
 
 class HeldLink:
-    """Forwards connections to ``target`` on 127.0.0.1. `hold` keeps back what clients send on the connections that there
-    are, as a network or a server does that got stuck; connections made later are not held."""
+    """Forwards connections to ``target`` on 127.0.0.1.
+
+    `hold` keeps back what clients send on the connections that there are, as a network or a server does that got stuck;
+    connections made later are not held.
+    """
 
     def __init__(self, target: int) -> None:
         self._target = target

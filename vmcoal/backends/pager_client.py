@@ -34,9 +34,10 @@ _KINDS: dict[str, type[VmcoalError]] = {
 
 @dataclass
 class StoreStats:
-    """A lender's server of a region: ``links`` connections that work, whether it ``refused`` (it has other bytes), the
-    pages that it does not have yet, pages of writes that it did not answer and may still do, payload bytes from and to it, and why it is not connected.
+    """A lender's server of a region: ``links`` that work, whether it ``refused`` (it has other bytes), pages
+    that it does not have yet, and why it is not connected; payload bytes from and to it.
 
+    ``unsettled`` pages are of writes that it did not answer and may still do; they are not written to it meanwhile.
     ``latency[i]`` counts reads of one page that took less than 2**i µs and not less than half of that, since it is a
     store of the region; the last bucket that the pager has counts all that took longer, too.
     """
@@ -181,6 +182,7 @@ async def loss(path: Path, region: str, policy: Literal["stall", "poison"], *, d
     """Say what a touch of a lost page of a region gives: it waits (``stall``), or gets SIGBUS (``poison``).
 
     A poisoned page is there again when a store that comes back has it, or when it is discarded. Raises
-    `PrerequisiteError` where the kernel cannot poison (before Linux 6.6), `NotFoundError`, `UnreachableError` or `DeadlineError`.
+    `PrerequisiteError` where the kernel cannot poison (before Linux 6.6), `NotFoundError`, `UnreachableError` or
+    `DeadlineError`.
     """
     await order(path, "loss", ("id", region), ("policy", policy), deadline=deadline)
