@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "harness.h"
+#include "input.h"
 
 enum { INPUTS_MAX = 64, INPUT_MAX = 4096 };
 
@@ -100,12 +100,12 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	for (size_t i = 0; i < count; i++)
-		fuzz_request(inputs[i].data, inputs[i].size);
+		fuzz_input(inputs[i].data, inputs[i].size);
 	for (long i = 0; i < runs; i++) {
 		size_t pick = random_number() % count;
 
 		memcpy(data, inputs[pick].data, inputs[pick].size);
-		fuzz_request(data, mutate(data, inputs[pick].size));
+		fuzz_input(data, mutate(data, inputs[pick].size));
 	}
 	printf("%zu inputs, %ld mutations\n", count, runs);
 	return 0;

@@ -7,6 +7,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "answer.h"
 #include "cleanup.h"
 #include "packet.h"
 
@@ -35,7 +36,7 @@ static bool ask(int holder, const struct reply *request, int fd, struct packet *
 	if (!packet_send(holder, request, fd) || recv(holder, &byte, 1, MSG_PEEK) < 0 ||
 	    packet_receive(holder, answer) != 1)
 		return false;
-	if (answer->length >= 3 && !memcmp(answer->data, "ok", 3) && !answer->too_long)
+	if (!answer->too_long && answer_ok(answer->data, answer->length))
 		return true;
 	packet_close_fds(answer);
 	return false;
@@ -82,7 +83,7 @@ bool keep_names(int holder, void (*each)(const char *name, void *user), void *us
 
 	if (!ask_name(holder, "names", NULL, -1, &names))
 		return false;
-	for (const char *field = names.data + 3; field < names.data + names.length; field += strlen(field) + 1)
+	for (const char *field = NULL; (field = answer_next(names.data, names.length, field));)
 		if (!strncmp(field, "name=", 5))
 			each(field + 5, user);
 	return true;

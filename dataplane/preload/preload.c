@@ -30,6 +30,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "answer.h"
 #include "cleanup.h"
 
 enum { MAPPINGS_MAX = 64, ID_MAX = 32, PACKET = 512, DEADLINE_MS = 10000, RETRY_MS = 20 };
@@ -92,8 +93,8 @@ static bool pager_send(const char *packet, size_t length, const int fds[2])
 }
 
 /* Ask the pager. One that died is replaced by the holder within a moment, and asked again: every order may be repeated.
- * True: `answer` is what it said. */
-static bool ask(const char *packet, size_t length, const int fds[2], char answer[PACKET])
+ * Returns the length of what it said, or 0. */
+static size_t ask(const char *packet, size_t length, const int fds[2], char answer[PACKET])
 {
 	const char *path = getenv("VMCOAL_PAGER");
 
@@ -106,18 +107,16 @@ static bool ask(const char *packet, size_t length, const int fds[2], char answer
 		if (pager >= 0 && pager_send(packet, length, fds)) {
 			ready = (struct pollfd){pager, POLLIN, 0};
 			if (poll(&ready, 1, left) == 1) {
-				received = recv(pager, answer, PACKET - 1, 0);
-				if (received > 0) {
-					answer[received] = 0;
-					return true;
-				}
+				received = recv(pager, answer, PACKET, 0);
+				if (received > 0)
+					return (size_t)received;
 			}
 		}
 		if (pager >= 0)
 			close(take_fd(&pager));
 		poll(NULL, 0, RETRY_MS);
 	}
-	return false;
+	return 0;
 }
 
 /* As ask(), of an order without descriptors that is either obeyed or not. */
@@ -135,7 +134,7 @@ static bool order(const char *format, ...)
 	for (int i = 0; i < length; i++)
 		if (packet[i] == '\n')
 			packet[i] = 0;
-	return ask(packet, (size_t)length, NULL, answer) && !strcmp(answer, "ok");
+	return answer_ok(answer, ask(packet, (size_t)length, NULL, answer));
 }
 
 static bool borrowed(int fd)
@@ -179,6 +178,8 @@ static bool hand_over(struct mapping *mapping, int file)
 	};
 	AUTO_CLOSE int faults = userfaultfd();
 	char packet[PACKET], answer[PACKET];
+	const char *id;
+	size_t said;
 	int length;
 
 	if (faults < 0) {
@@ -193,12 +194,13 @@ static bool hand_over(struct mapping *mapping, int file)
 	}
 	length = snprintf(packet, sizeof packet, "map%cbase=%llu%clength=%zu%c", 0,
 			  (unsigned long long)(uintptr_t)mapping->base, 0, mapping->length, 0);
-	if (!ask(packet, (size_t)length, (int[]){faults, file}, answer) || strcmp(answer, "ok") ||
-	    strncmp(answer + 3, "id=", 3)) {
+	said = ask(packet, (size_t)length, (int[]){faults, file}, answer);
+	id = answer_ok(answer, said) ? answer_value(answer, said, "id") : NULL;
+	if (!id) {
 		fprintf(stderr, "libvmcoal-qemu: the pager does not take this memory\n");
 		return false;
 	}
-	snprintf(mapping->id, sizeof mapping->id, "%.*s", ID_MAX, answer + 6);
+	snprintf(mapping->id, sizeof mapping->id, "%.*s", ID_MAX, id);
 	mapping->faults = take_fd(&faults);
 	return true;
 }

@@ -1,9 +1,9 @@
 /* Entry point for libFuzzer. */
-#include "harness.h"
+#include "input.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	return fuzz_request(data, size);
+	return fuzz_input(data, size);
 }

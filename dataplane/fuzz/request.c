@@ -1,4 +1,5 @@
-#include "harness.h"
+/* What is asked of the holder: the first byte says how many descriptors came along, the rest is the packet. */
+#include "input.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +18,7 @@ static void inside(const char *text, const char *packet, size_t length)
 	must(!text || (text > packet && text + strlen(text) < packet + length));
 }
 
-int fuzz_request(const uint8_t *data, size_t size)
+int fuzz_input(const uint8_t *data, size_t size)
 {
 	static struct request request, again;
 	struct refusal why;
