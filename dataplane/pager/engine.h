@@ -58,6 +58,8 @@ enum counter {
 	STAT_DEFERRED,	    /* faults that waited for room */
 	STAT_INVALID,	    /* pages from a store that were not what was sealed */
 	STAT_RETRIED,	    /* reads sent to another store */
+	STAT_HEDGED,	    /* of a page, to the other store as well, because the first one was late */
+	STAT_HEDGE_WON,	    /* and it was there sooner */
 	STAT_TRIMMED,	    /* pages that stores were told to forget */
 	STAT_RESYNCED,	    /* pages copied to a store that had missed them */
 	STAT_STARVED,	    /* pages that this host had no memory for, tried again later */
@@ -207,6 +209,8 @@ struct operation {
 	unsigned wrong;	 /* stores that answered with other bytes */
 	unsigned behind; /* stores that are known not to have all of these pages */
 	unsigned pending, stored;
+	unsigned asked;	 /* of a FETCH: the store that was asked first */
+	bool hedged, answered;
 	int64_t begun_us;
 	char *buffer; /* of a STORE: shared by its requests */
 	struct seal_record records[];
@@ -224,6 +228,8 @@ struct lane {
 	struct view *views[REGIONS_MAX];
 	uint64_t serial;
 	struct requests done;
+	struct hedge hedge;
+	uint32_t fetches;
 	struct operations parked;  /* fetches that no store can be asked for now; under the lock, for others look */
 	uint64_t storing;	   /* bytes of write-back under way */
 	int64_t evict_us, resync_us, next_us; /* when to try again what could not be done */
@@ -254,6 +260,8 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 struct operation *fetch_begin(struct view *view, uint32_t page, uint32_t count);
 void fetch_send(struct lane *lane, struct operation *operation);
 void fetch_answered(struct lane *lane, struct request *request);
+/* When to look again whether an answer on this link is late; asks the other store for what is. */
+int64_t fetch_hedge(struct lane *lane, struct view *view, struct link *link, int64_t now);
 void fetch_fail(struct lane *lane, struct operation *operation);
 void faults_resume(struct lane *lane);
 

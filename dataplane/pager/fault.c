@@ -7,6 +7,9 @@
 /* What answers in more time than this is not waited for awake. */
 enum { SPIN_MAX_US = 200, STARVED_US = 20000 };
 
+/* One fetch of so many goes to the store that was slower, which may have got quicker. */
+enum { PROBE = 256 };
+
 static void park(struct lane *lane, struct operation *operation)
 {
 	pthread_mutex_lock(&lane->engine->lock);
@@ -26,20 +29,34 @@ static bool hopeless(const struct operation *operation)
 	return true;
 }
 
+static void ask(struct lane *lane, struct operation *operation, struct link *link)
+{
+	struct request *request = calloc(1, sizeof *request);
+
+	if (!request)
+		abort();
+	request->owner = operation;
+	request->buffer = buffer_get(lane, operation->count);
+	request->bytes = operation->count * PAGE_SIZE;
+	lane->waiting += operation->demand;
+	operation->pending++;
+	link_send(link, request, (uint64_t)operation->page * PAGE_SIZE);
+}
+
 /* Send a fetch to the store that answers soonest of those that were not tried; without one it waits for a link. */
 void fetch_send(struct lane *lane, struct operation *operation)
 {
 	struct view *view = operation->view;
+	bool probe = operation->demand && !(++lane->fetches % PROBE);
 	struct link *best = NULL;
-	struct request *request;
-
 
 	for (unsigned store = 0; store < META_STORES; store++) {
 		struct link *link = view_link(view, store, operation->demand);
 
 		if (!link || (operation->tried | operation->behind) & 1U << store)
 			continue;
-		if (!best || view->links[store][0].mean_us < view->links[!store][0].mean_us)
+		if (!best ||
+		    (view->links[store][0].pace.mean_us < view->links[!store][0].pace.mean_us) != probe)
 			best = link;
 	}
 	if (!best) {
@@ -50,20 +67,64 @@ void fetch_send(struct lane *lane, struct operation *operation)
 			park(lane, operation);
 		return;
 	}
-	request = calloc(1, sizeof *request);
-	if (!request)
-		abort();
-	request->owner = operation;
-	request->buffer = buffer_get(lane, operation->count);
-	request->bytes = operation->count * PAGE_SIZE;
+	operation->asked = view_store(view, best);
+	operation->hedged = false;
 	if (operation->demand) {
-		int64_t usual = view->links[view_store(view, best)][0].mean_us;
+		int64_t usual = view->links[operation->asked][0].pace.mean_us;
 
-		lane->waiting++;
+		hedge_sent(&lane->hedge);
 		if (usual && usual < SPIN_MAX_US)
 			lane->spin_us = now_us() + 2 * usual;
 	}
-	link_send(best, request, (uint64_t)operation->page * PAGE_SIZE);
+	ask(lane, operation, best);
+}
+
+/* Whether a fault waits for one of the pages of a fetch. */
+static bool wanted(struct lane *lane, const struct operation *operation)
+{
+	bool noted = operation->demand;
+
+	pthread_mutex_lock(&lane->engine->lock);
+	for (uint32_t i = 0; i < operation->count && !noted; i++)
+		noted = *table_byte(lane->engine, operation->view->region, operation->page + i) & PAGE_NOTED;
+	lane->engine->stats[STAT_HEDGED] += noted;
+	pthread_mutex_unlock(&lane->engine->lock);
+	return noted;
+}
+
+int64_t fetch_hedge(struct lane *lane, struct view *view, struct link *link, int64_t now)
+{
+	unsigned store = view_store(view, link);
+	struct pace *pace = &view->links[store][0].pace;
+	struct link *other = view_link(view, !store, link == &view->links[store][0]);
+	int64_t late = pace_late_us(pace), next = INT64_MAX;
+	struct request *request;
+
+	if (late == INT64_MAX || !other)
+		return INT64_MAX;
+	TAILQ_FOREACH(request, &link->sent, entry) {
+		struct operation *operation = request->owner;
+		int64_t since = request->sent_us;
+
+		/* Much is under way on the other links; they are late when nothing comes any more. */
+		if (link != &view->links[store][0] && since < link->progress_us)
+			since = link->progress_us;
+		if (since + late > now)
+			return since + late < next ? since + late : next;
+		if (request->write || operation->kind != FETCH || operation->hedged || operation->answered ||
+		    operation->asked != store || (operation->tried | operation->behind) & 1U << !store)
+			continue;
+		next = now + late;
+		if (lane->hedge.credit < HEDGE_SHARE || !wanted(lane, operation))
+			continue;
+		hedge_take(&lane->hedge);
+		operation->hedged = true;
+		/* What comes next had better go elsewhere. */
+		if (pace->mean_us < now - since)
+			pace->mean_us = now - since;
+		ask(lane, operation, other);
+	}
+	return next;
 }
 
 struct operation *fetch_begin(struct view *view, uint32_t page, uint32_t count)
@@ -478,19 +539,38 @@ void fetch_answered(struct lane *lane, struct request *request)
 
 	free(request);
 	lane->waiting -= operation->demand;
+	operation->pending--;
+	if (operation->answered) {
+		buffer_put(lane, buffer, operation->count);
+		if (!operation->pending)
+			operation_free(lane, operation);
+		return;
+	}
 	if (failed) {
 		buffer_put(lane, buffer, operation->count);
 		pthread_mutex_lock(&engine->lock);
 		engine->stats[STAT_RETRIED]++;
 		pthread_mutex_unlock(&engine->lock);
 		operation->tried |= 1U << store;
-		fetch_send(lane, operation);
+		if (!operation->pending)
+			fetch_send(lane, operation);
 		return;
 	}
 	for (uint32_t i = 0; i < operation->count; i++) {
 		valid[i] = seal_unseal(&view->seal, operation->page + i, &operation->records[i],
 				       buffer + (size_t)i * PAGE_SIZE);
 		all &= valid[i];
+	}
+	if (!all && operation->pending) {
+		/* The other store was asked as well. */
+		buffer_put(lane, buffer, operation->count);
+		pthread_mutex_lock(&engine->lock);
+		engine->stats[STAT_INVALID]++;
+		pthread_mutex_unlock(&engine->lock);
+		operation->tried |= 1U << store;
+		if (operation->count == 1)
+			operation->wrong |= 1U << store;
+		return;
 	}
 	pthread_mutex_lock(&engine->lock);
 	table_settle(engine, region, operation->page, operation->count);
@@ -502,6 +582,7 @@ void fetch_answered(struct lane *lane, struct request *request)
 				table_note_behind(region, other, operation->page + i, true);
 		actions[i] = valid[i] ? arrive(lane, operation, i, buffer + (size_t)i * PAGE_SIZE) : ACTION_NONE;
 	}
+	engine->stats[STAT_HEDGE_WON] += operation->hedged && store != operation->asked;
 	if (operation->demand)
 		note_latency(engine, now_us() - operation->begun_us);
 	pthread_mutex_unlock(&engine->lock);
@@ -518,5 +599,8 @@ void fetch_answered(struct lane *lane, struct request *request)
 	buffer_put(lane, buffer, operation->count);
 	if (!all)
 		ask_elsewhere(lane, operation, valid, store);
-	operation_free(lane, operation);
+	operation->answered = true;
+	engine->demands -= operation->demand;
+	if (!operation->pending)
+		operation_free(lane, operation);
 }

@@ -86,7 +86,7 @@ struct operation *operation_new(struct view *view, enum operation_kind kind, uin
 void operation_free(struct lane *lane, struct operation *operation)
 {
 	operation->view->operations--;
-	lane->engine->demands -= operation->demand;
+	lane->engine->demands -= operation->demand && !operation->answered;
 	if (operation->pull)
 		home_ended(operation);
 	buffer_put(lane, operation->buffer, operation->count);
@@ -349,6 +349,11 @@ static int64_t check_links(struct lane *lane, int64_t now)
 					until = link->retry_us;
 				if (note_link(lane, view, store, i))
 					until = now;
+				if (link->state == LINK_READY) {
+					int64_t late = fetch_hedge(lane, view, link, now);
+
+					until = late < until ? late : until;
+				}
 				if (until < next)
 					next = until;
 			}

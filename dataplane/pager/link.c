@@ -177,7 +177,7 @@ static int completed(void *user, int *error)
 	if (request->bytes == PAGE_SIZE && !request->write && !request->failed) {
 		took = link->progress_us - request->sent_us;
 		histogram_note(&link->meter->latency, took);
-		link->mean_us = link->mean_us ? link->mean_us + (took - link->mean_us) / 8 : took;
+		pace_note(&link->pace, took);
 	}
 	TAILQ_INSERT_TAIL(link->done, request, entry);
 	return 1;

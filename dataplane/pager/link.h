@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
+#include "hedge.h"
 #include "histogram.h"
 #include "meta.h"
 
@@ -61,7 +62,7 @@ struct link {
 	int64_t progress_us; /* the last answer */
 	int64_t retry_us; /* when to open it again */
 	int64_t pause_us;
-	int64_t mean_us; /* of single pages, exponentially weighted */
+	struct pace pace; /* of single pages */
 	char why[128];	 /* it is not ready */
 	int left; /* what is left of a connection that was ended with writes unanswered; -1: nothing */
 	struct limbo *limbo;

@@ -16,9 +16,10 @@
 enum { DISCARD_RUN = 512, SLICE = 1 << 16 };
 
 const char *const counter_names[COUNTERS] = {
-	"faults",	"found",     "fetched",	   "prefetched", "prefetch-used", "prefetch-wasted", "zero",
-	"markers",	"late",	     "unused",	   "stored",
-	"stored-zero", "dropped", "discarded",	 "deferred", "invalid", "retried", "trimmed", "resynced", "starved",
+	"faults",  "found",	  "fetched", "prefetched", "prefetch-used", "prefetch-wasted", "zero",
+	"markers", "late",	  "unused",  "stored",	   "stored-zero",   "dropped",	       "discarded",
+	"deferred", "invalid",	  "retried", "hedged",	   "hedge-won",	    "trimmed",	       "resynced",
+	"starved",
 };
 
 /* Address space for every page that may ever be; memory only for those that are. */

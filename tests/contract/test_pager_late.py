@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import AsyncExitStack
 
 import msgspec
 import pytest
@@ -53,3 +54,32 @@ async def test_writes_that_arrive_after_newer_ones_undo_nothing(replicas: int) -
             stats = await scene.engine.stats()
             assert stats.regions[scene.lease].lost == 0
             assert stats.counters["invalid"] == 0
+
+
+async def test_a_page_is_asked_of_the_other_store_when_the_first_is_late() -> None:
+    async with Scene(replicas=2, request_deadline=30) as scene, AsyncExitStack() as stack:
+        links = []
+        for number, one in enumerate(scene.entries):
+            server = scene.servers.describe(one)
+            assert server
+            links.append(await stack.enter_async_context(HeldLink(server.port)))
+            through = msgspec.structs.replace(server, port=links[number].port)
+            if number == 0:
+                await scene.engine.relink(one.lease, through, "127.0.0.1", deadline=10)
+            else:
+                await scene.engine.add_replica(scene.lease, through, "127.0.0.1", deadline=10)
+            await scene.until(number, links=6, behind=0)
+        await scene.guest.ask("fill 1")
+        # Read, so that nothing is left to write, and often enough for the links to be known, and to have credit.
+        assert await scene.guest.ask("check 1") == "wrong 0"
+        assert (await scene.guest.ask("faults 2000 1")).startswith("p50 ")
+        for link in links:
+            held = link.hold()
+            # Long before a deadline ends the link that is stuck.
+            assert (await scene.guest.ask("faults 200 1", 20)).startswith("p50 ")
+            held.set()
+        stats = await scene.engine.stats()
+        assert stats.counters["hedge-won"] > 0
+        assert stats.counters["hedged"] <= stats.counters["faults"] // 20 + 2 * 32
+        assert [store.links for store in stats.regions[scene.lease].stores.values()] == [6, 6]
+        assert await scene.guest.ask("check 1") == "wrong 0"
