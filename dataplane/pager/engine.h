@@ -232,7 +232,7 @@ struct lane {
 	uint32_t fetches;
 	struct operations parked;  /* fetches that no store can be asked for now; under the lock, for others look */
 	uint64_t storing;	   /* bytes of write-back under way */
-	int64_t evict_us, resync_us, next_us; /* when to try again what could not be done */
+	int64_t evict_us, resync_us, retry_us, next_us; /* when to try again what could not be done */
 	unsigned waiting;    /* fetches under way that a fault waits for */
 	int64_t spin_us;     /* until then one of them will have been answered, likely */
 	uint32_t batch;	     /* pages to evict at a time */

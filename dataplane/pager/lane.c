@@ -11,7 +11,7 @@
 
 #include "engine.h"
 
-enum { EVENTS = 32, MESSAGES = 16, BUFFERS_KEPT = 128 };
+enum { EVENTS = 32, MESSAGES = 16, BUFFERS_KEPT = 128, RETRY_US = 100000 };
 
 /* Buffers: a page, or a run of them; each with room behind it for a tag. Freed ones are kept in a list for each size. */
 static size_t buffer_bytes(uint32_t pages)
@@ -225,6 +225,22 @@ static void retry_parked(struct lane *lane, const struct view *view, unsigned st
 		operation->tried = operation->wrong;
 		fetch_send(lane, operation);
 	}
+}
+
+/* A store may answer errors and work again without a new connection. */
+static void retry_failed(struct lane *lane)
+{
+	int64_t now;
+
+	if (TAILQ_EMPTY(&lane->parked))
+		return;
+	now = now_us();
+	if (now >= lane->retry_us) {
+		retry_parked(lane, NULL, 0);
+		lane->retry_us = now + RETRY_US;
+	}
+	if (!TAILQ_EMPTY(&lane->parked) && lane->retry_us < lane->next_us)
+		lane->next_us = lane->retry_us;
 }
 
 static void lane_sync(struct lane *lane)
@@ -450,6 +466,7 @@ static void *lane_run(void *argument)
 			lane_sync(lane);
 		}
 		requests_done(lane);
+		retry_failed(lane);
 		evict(lane, 0);
 		trim(lane);
 		resync(lane);

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import msgspec
 import pytest
 
 from framework.held_link import HeldLink
-from framework.paged_scene import Scene
+from framework.paged_scene import SIZE, Scene
+from vmcoal.backends.pager_client import order
 
 pytestmark = [
     pytest.mark.contract,
@@ -82,4 +86,83 @@ async def test_a_page_is_asked_of_the_other_store_when_the_first_is_late() -> No
         assert stats.counters["hedge-won"] > 0
         assert stats.counters["hedged"] <= stats.counters["faults"] // 20 + 2 * 32
         assert [store.links for store in stats.regions[scene.lease].stores.values()] == [6, 6]
+        assert await scene.guest.ask("check 1") == "wrong 0"
+
+
+@contextlib.asynccontextmanager
+async def other_server(scene: Scene, *filters: str) -> AsyncIterator[int]:
+    """The lender's bytes by a server that goes wrong, and its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        argv = [
+            "nbdkit",
+            "--foreground",
+            "--exit-with-parent",
+            *(f"--filter={one}" for one in filters if "=" not in one),
+        ]
+        argv += ["file", str(scene.servers.file(scene.entries[0])), *(one for one in filters if "=" in one)]
+        # systemd's way to hand over a listening socket: as descriptor 3, and to this process alone.
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-c", 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&0', "sh", *argv, stdin=listener.fileno()
+        )
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            process.kill()
+            await process.wait()
+
+
+async def use(scene: Scene, port: int) -> None:
+    """Point the region's store to a server without TLS that says it is the same."""
+    server = scene.servers.describe(scene.entries[0])
+    assert server
+    fields = {"id": scene.lease, "number": 0, "address": "127.0.0.1", "port": port, "export": server.export}
+    await order(scene.engine.socket, "store", *fields.items(), deadline=5)
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        ("error", "error-pread-rate=20%", "error-pwrite-rate=20%"),
+        ("delay", "rdelay=100ms", "wdelay=150ms"),
+        ("error", "error-rate=5%", "delay", "rdelay=20ms", "wdelay=20ms"),
+    ],
+    ids=["errors", "slow", "both"],
+)
+async def test_a_lender_whose_server_goes_wrong(filters: tuple[str, ...]) -> None:
+    async with Scene() as scene, other_server(scene, *filters) as port:
+        assert (await scene.guest.ask("stress 4 0.5")).startswith("wrong 0 ")
+        await use(scene, port)
+        assert (await scene.guest.ask("stress 4 2", 90)).startswith("wrong 0 ")
+        server = scene.servers.describe(scene.entries[0])
+        assert server
+        await scene.engine.relink(scene.entries[0].lease, server, "127.0.0.1", deadline=10)
+        assert await scene.guest.ask("sum") == "wrong 0"
+        stats = await scene.engine.stats()
+        assert stats.regions[scene.lease].lost == 0
+        assert stats.counters["invalid"] == 0
+
+
+async def test_a_lender_whose_connections_end_anywhere() -> None:
+    async with Scene() as scene:
+        server = scene.servers.describe(scene.entries[0])
+        assert server
+        async with HeldLink(server.port, cut=1 << 20) as link:
+            assert (await scene.guest.ask("stress 4 0.5")).startswith("wrong 0 ")
+            through = msgspec.structs.replace(server, port=link.port)
+            await scene.engine._store(scene.lease, 0, through, "127.0.0.1", 5)
+            assert (await scene.guest.ask("stress 4 3", 90)).startswith("wrong 0 ")
+            await scene.engine.relink(scene.entries[0].lease, server, "127.0.0.1", deadline=10)
+        assert await scene.guest.ask("sum") == "wrong 0"
+        assert (await scene.engine.stats()).regions[scene.lease].lost == 0
+
+
+@pytest.mark.parametrize("by", [-4096, 4096])
+async def test_a_lender_that_lies_about_its_size(by: int) -> None:
+    async with Scene() as scene, other_server(scene, "truncate", f"truncate={SIZE + by}") as port:
+        await scene.guest.ask("fill 1")
+        await use(scene, port)
+        await scene.until(0, links=0, refused=True)
+        server = scene.servers.describe(scene.entries[0])
+        assert server
+        await scene.engine.relink(scene.entries[0].lease, server, "127.0.0.1", deadline=10)
         assert await scene.guest.ask("check 1") == "wrong 0"

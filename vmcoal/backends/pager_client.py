@@ -14,7 +14,6 @@ from vmcoal.errors import (
     DeadlineError,
     ExecutionError,
     NotFoundError,
-    PrerequisiteError,
     RefusedError,
     UnreachableError,
     VmcoalError,
@@ -28,7 +27,7 @@ _KINDS: dict[str, type[VmcoalError]] = {
     "EBUSY": ConflictError,
     "EINVAL": RefusedError,
     "EHOSTUNREACH": UnreachableError,
-    "EOPNOTSUPP": PrerequisiteError,
+    "EOPNOTSUPP": RefusedError,
 }
 
 
@@ -182,7 +181,7 @@ async def loss(path: Path, region: str, policy: Literal["stall", "poison"], *, d
     """Say what a touch of a lost page of a region gives: it waits (``stall``), or gets SIGBUS (``poison``).
 
     A poisoned page is there again when a store that comes back has it, or when it is discarded. Raises
-    `PrerequisiteError` where the kernel cannot poison (before Linux 6.6), `NotFoundError`, `UnreachableError` or
+    `RefusedError` where the kernel cannot poison (before Linux 6.6), `NotFoundError`, `UnreachableError` or
     `DeadlineError`.
     """
     await order(path, "loss", ("id", region), ("policy", policy), deadline=deadline)
