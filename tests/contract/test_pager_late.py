@@ -23,16 +23,20 @@ pytestmark = [
 
 
 async def hold_writes(scene: Scene, link: HeldLink) -> list[asyncio.Event]:
-    """Have the link hold what is sent until there are writes among it that were given up. Returns what to set then."""
+    """Have the link hold what is sent, while everything is written, until there are writes among it that were given up.
+    Returns what to set then."""
     held = []
-    async with asyncio.timeout(30):
-        while True:
+    filling: asyncio.Task[str] | None = None
+    async with asyncio.timeout(60):
+        while not (await scene.engine.stats()).regions[scene.lease].stores[0].unsettled:
+            if filling is None or filling.done():
+                filling = asyncio.create_task(scene.guest.ask("fill 2"))
+            # Perhaps nothing is under way just now: then it is the turn of the connections that are made meanwhile.
             held.append(link.hold())
-            # Perhaps nothing was under way: then it is the turn of the connections that are made meanwhile.
-            for _ in range(50):
-                if (await scene.engine.stats()).regions[scene.lease].stores[0].unsettled:
-                    return held
-                await asyncio.sleep(0.02)
+            await asyncio.wait((filling,), timeout=0.6)
+        assert filling
+        assert await filling == "filled"
+    return held
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
@@ -45,9 +49,7 @@ async def test_writes_that_arrive_after_newer_ones_undo_nothing(replicas: int) -
             await scene.engine.relink(scene.entries[0].lease, through, "127.0.0.1", deadline=10)
             await scene.until(0, links=6, behind=0)
             await scene.guest.ask("fill 1")
-            filling = asyncio.create_task(scene.guest.ask("fill 2"))
             held = await hold_writes(scene, link)
-            assert await filling == "filled"
             # Every page is written again, on new connections, while the old writes are still to come.
             assert await scene.guest.ask("fill 3") == "filled"
             assert await scene.guest.ask("check 3") == "wrong 0"

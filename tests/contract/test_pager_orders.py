@@ -42,8 +42,8 @@ async def test_stats_say_where_the_pages_are_and_how_long_a_store_took() -> None
 
 async def test_a_stream_tells_how_many_guesses_were_right() -> None:
     async with Scene() as scene:
-        await scene.guest.ask("stream w")
-        await scene.guest.ask("stream r")
+        await scene.guest.ask("fill 1")
+        await scene.guest.ask("check 1")
         counters = (await scene.engine.stats()).counters
         assert counters["found"] > 0
         assert 0 < counters["prefetch-used"] <= counters["prefetched"]
