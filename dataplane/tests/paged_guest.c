@@ -5,7 +5,8 @@
  *   zero FIRST COUNT  discard pages, as virtio-mem does
  *   write PAGE VALUE / read PAGE      a page that is broken is a SIGBUS, and the answer is "broken"
  *   probe             read every page: how many are broken
- *   stress THREADS SECONDS   write and verify pages at random; each write is remembered. Says how many were wrong
+ *   stress THREADS SECONDS   write and verify pages at random; each write is remembered. Says how many were wrong, how many
+ *                     pages were used, and the longest use of one in microseconds
  *   sum               verify every page that stress wrote
  *   faults COUNT THREADS   time COUNT reads of random pages by each thread: microseconds p50 and p99 and rate for a
  *                     second of those that were not here
@@ -15,6 +16,7 @@
 #include <linux/falloc.h>
 #include <pthread.h>
 #include <setjmp.h>
+#include <stdatomic.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -36,7 +38,7 @@ static size_t pages;
 static uint32_t *versions;
 static int threads, file;
 static double until;
-static _Atomic long wrong, done;
+static _Atomic long wrong, done, longest;
 
 static sigjmp_buf broken;
 
@@ -78,7 +80,8 @@ static void *worker(void *argument)
 {
 	size_t number = (size_t)argument;
 	uint64_t random = number * 7919 + 88172645463325252ULL;
-	long count = 0;
+	long count = 0, most = 0, before;
+	double begun;
 
 	while (now() < until)
 		for (int i = 0; i < 50; i++, count++) {
@@ -90,15 +93,20 @@ static void *worker(void *argument)
 			random ^= random << 17;
 			page = (random >> 20) % (pages / (size_t)threads) * (size_t)threads + number;
 			at = memory + page * WORDS;
+			begun = now();
 			for (int word = 0; word < WORDS; word += 32)
 				wrong += at[word] != expected(page);
-			if (random % 3)
-				continue;
-			versions[page]++;
-			for (int word = 0; word < WORDS; word++)
-				at[word] = expected(page);
+			if (!(random % 3)) {
+				versions[page]++;
+				for (int word = 0; word < WORDS; word++)
+					at[word] = expected(page);
+			}
+			if ((now() - begun) * 1e6 > (double)most)
+				most = (long)((now() - begun) * 1e6);
 		}
 	done += count;
+	for (before = longest; before < most && !atomic_compare_exchange_weak(&longest, &before, most);)
+		;
 	return NULL;
 }
 
@@ -107,13 +115,13 @@ static void stress(int count, double seconds)
 	pthread_t ids[THREADS_MAX];
 
 	threads = count;
-	wrong = done = 0;
+	wrong = done = longest = 0;
 	until = now() + seconds;
 	for (size_t i = 0; i < (size_t)threads; i++)
 		pthread_create(&ids[i], NULL, worker, (void *)i);
 	for (int i = 0; i < threads; i++)
 		pthread_join(ids[i], NULL);
-	printf("wrong %ld done %ld\n", wrong, done);
+	printf("wrong %ld done %ld longest %ld\n", wrong, done, longest);
 }
 
 static int by_time(const void *left, const void *right)

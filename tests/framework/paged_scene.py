@@ -38,6 +38,7 @@ class Scene:
             one, server = await lend(self.servers, entry(SIZE))
             stack.push_async_callback(self.servers.stop, one)
             self.entries.append(one)
+            self._region = one.lease.id
             region = await self.engine.prepare(one.lease, server, "127.0.0.1", deadline=20)
             stack.push_async_callback(self.engine.remove, self.lease, mapped_by=None, deadline=10)
             if self._replicas == 2:
@@ -59,7 +60,8 @@ class Scene:
 
     @property
     def lease(self) -> str:
-        return self.entries[0].lease.id
+        """The region, which is named for the first lease, also after another one took its place."""
+        return self._region
 
     async def child(self, number: int) -> int:
         wanted = f"serve-{self.entries[number].lease.id}"
