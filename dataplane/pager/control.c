@@ -219,14 +219,20 @@ static bool do_sample(struct call *call)
 {
 	struct region *region = need(call);
 	unsigned number = (unsigned)call->order->number;
+	bool linked;
 
 	if (!region)
 		return false;
 	if (!region->meta->stores[number].address[0])
 		return refuse(call->why, ENOENT, "region %s has no store %u", region->id, number);
-	if (!region->ready[number])
-		return refuse(call->why, EHOSTUNREACH, "store %u of region %s: %s", number, region->id,
-			      region->why[number][0] ? region->why[number] : "it is not linked");
+	pthread_mutex_lock(&call->engine->lock);
+	linked = region->ready[number] != 0;
+	if (!linked)
+		refuse(call->why, EHOSTUNREACH, "store %u of region %s: %s", number, region->id,
+		       region->why[number][0] ? region->why[number] : "it is not linked");
+	pthread_mutex_unlock(&call->engine->lock);
+	if (!linked)
+		return false;
 	if (!sample_begin(call->engine, region, number, (uint32_t)call->order->count))
 		return refuse(call->why, EBUSY, "another sample is under way");
 	call->control->sampler = call->connection;
