@@ -58,11 +58,12 @@ static void end(struct link *link, enum link_state state, const char *why)
 	link->fd = -1;
 	link->direction = 0;
 	link->left = keep_socket(link);
+	/* What libnbd says of its error is freed with the handle. */
+	snprintf(link->why, sizeof link->why, "%s", why ? why : "it failed");
 	link->limbo = NULL;
 	nbd_close(link->nbd);
 	link->nbd = NULL;
 	link->state = state;
-	snprintf(link->why, sizeof link->why, "%s", why ? why : "it failed");
 	link->retry_us = now_us() + link->pause_us;
 	link->pause_us = link->pause_us * 2 < PAUSE_MAX_US ? link->pause_us * 2 : PAUSE_MAX_US;
 	while ((request = TAILQ_FIRST(&link->sent))) {
