@@ -10,6 +10,9 @@ enum { SPIN_MAX_US = 200, STARVED_US = 20000 };
 /* One fetch of so many goes to the store that was slower, which may have got quicker. */
 enum { PROBE = 256 };
 
+/* After this part of a deadline the other store is asked without regard to how often that was done. */
+enum { STUCK = 8 };
+
 static void park(struct lane *lane, struct operation *operation)
 {
 	pthread_mutex_lock(&lane->engine->lock);
@@ -105,6 +108,7 @@ int64_t fetch_hedge(struct lane *lane, struct view *view, struct link *link, int
 	TAILQ_FOREACH(request, &link->sent, entry) {
 		struct operation *operation = request->owner;
 		int64_t since = request->sent_us;
+		bool stuck;
 
 		/* Much is under way on the other links; they are late when nothing comes any more. */
 		if (link != &view->links[store][0] && since < link->progress_us)
@@ -115,9 +119,12 @@ int64_t fetch_hedge(struct lane *lane, struct view *view, struct link *link, int
 		    operation->asked != store || (operation->tried | operation->behind) & 1U << !store)
 			continue;
 		next = now + late;
-		if (lane->hedge.credit < HEDGE_SHARE || !wanted(lane, operation))
+		/* A store that is silent for so long is not merely late. */
+		stuck = now - since > link->deadline_us / STUCK;
+		if ((!stuck && lane->hedge.credit < HEDGE_SHARE) || !wanted(lane, operation))
 			continue;
-		hedge_take(&lane->hedge);
+		if (!stuck)
+			hedge_take(&lane->hedge);
 		operation->hedged = true;
 		/* What comes next had better go elsewhere. */
 		if (pace->mean_us < now - since)
