@@ -100,6 +100,7 @@ struct region {
 	_Atomic unsigned attached;	/* lanes that read its faults */
 	int64_t hold_us[META_STORES];	/* no writes to that store before, for those of an earlier pager */
 	TAILQ_HEAD(, limbo) limbos;
+	uint32_t other_bytes[META_STORES]; /* the serial since which that store is the one that it is */
 	_Atomic int64_t stalled_us[META_STORES]; /* when a link to it was last given up for silence */
 	unsigned ready[META_STORES];	/* links of all lanes */
 	_Atomic bool refused[META_STORES];

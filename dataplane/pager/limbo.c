@@ -36,7 +36,16 @@ void limbo_note(struct lane *lane, const struct request *request)
 	struct link *link = request->link;
 	struct limbo *limbo = link->limbo;
 	struct epoll_event event = {.events = EPOLLIN};
+	bool replaced;
 
+	pthread_mutex_lock(&lane->engine->lock);
+	replaced = link->serial < view->region->other_bytes[view_store(view, link)];
+	pthread_mutex_unlock(&lane->engine->lock);
+	/* What happens at a store that is one no more does not matter. */
+	if (replaced && link->left >= 0) {
+		close(link->left);
+		link->left = -1;
+	}
 	if (link->left >= 0) {
 		limbo = calloc(1, sizeof *limbo);
 		if (!limbo)

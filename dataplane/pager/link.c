@@ -126,6 +126,7 @@ void link_open(struct link *link, const struct meta_store *store, uint64_t size)
 	bool ok;
 
 	link->size = size;
+	link->serial = store->serial;
 	link->connecting_us = now_us();
 	link->nbd = nbd_create();
 	if (!link->nbd) {

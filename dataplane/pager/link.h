@@ -66,6 +66,7 @@ struct link {
 	char why[128];	 /* it is not ready */
 	int left; /* what is left of a connection that was ended with writes unanswered; -1: nothing */
 	struct limbo *limbo;
+	uint32_t serial; /* of the description that it was opened with */
 };
 
 /* Microseconds of CLOCK_MONOTONIC. */

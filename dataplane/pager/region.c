@@ -416,6 +416,7 @@ void region_store(struct engine *engine, struct region *region, unsigned number,
 	region->refused[number] = false;
 	if (!same) {
 		limbo_forget(region, number);
+		region->other_bytes[number] = serial;
 		memset(&region->meters[number], 0, sizeof region->meters[number]);
 		memset(meta_behind(region->meta, number), 0, (region->meta->pages + 63) / 64 * sizeof(uint64_t));
 		region->meta->behind_count[number] = 0;
