@@ -294,7 +294,7 @@ static bool note_link(struct lane *lane, struct view *view, unsigned store, unsi
 	if (ready) {
 		/* What an earlier pager sent may arrive at the store late, but not much later than this. */
 		if (region->hold_us[store] > now_us())
-			region->hold_us[store] = now_us() + engine->deadline_us / 3;
+			region->hold_us[store] = now_us() + engine->deadline_us / 10;
 		lane->evict_us = 0;
 	}
 	pthread_mutex_unlock(&engine->lock);
