@@ -130,6 +130,7 @@ struct sample {
 	unsigned store;
 	uint32_t wanted, taken;
 	_Atomic int64_t until_us;
+	int64_t link_us; /* without a link until then it ends */
 	uint64_t seed;
 	int done; /* an eventfd: it ended */
 	uint32_t took[SAMPLES_MAX]; /* microseconds */

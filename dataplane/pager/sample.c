@@ -7,7 +7,7 @@
 
 #include "engine.h"
 
-enum { LONGEST_US = 10000000, LOOK_MAX = 4096 };
+enum { LONGEST_US = 10000000, LINK_US = 10000, LOOK_MAX = 4096 };
 
 bool sample_open(struct sample *sample)
 {
@@ -28,6 +28,7 @@ bool sample_begin(struct engine *engine, struct region *region, unsigned store, 
 	sample->taken = 0;
 	sample->ended = false;
 	sample->until_us = now_us() + LONGEST_US;
+	sample->link_us = now_us() + engine->deadline_us;
 	sample->running = true;
 	engine_changed(engine);
 	return true;
@@ -93,6 +94,7 @@ void sample(struct lane *lane)
 	struct view *view = NULL;
 	struct request *request;
 	struct operation *operation;
+	int64_t now = now_us();
 	struct link *link;
 
 	if (lane->number || !sample->running || sample->ended || sample->in_flight)
@@ -101,8 +103,14 @@ void sample(struct lane *lane)
 		if (lane->views[slot] && lane->views[slot]->region == sample->region)
 			view = lane->views[slot];
 	link = view && !view->region->closing ? view_link(view, sample->store, false) : NULL;
-	if (!link || sample->taken == sample->wanted || now_us() >= sample->until_us) {
+	if (!view || view->region->closing || sample->taken == sample->wanted || now >= sample->until_us ||
+	    (!link && now >= sample->link_us)) {
 		end(sample);
+		return;
+	}
+	/* Another lane has one, so this one will. */
+	if (!link) {
+		lane->next_us = now + LINK_US < lane->next_us ? now + LINK_US : lane->next_us;
 		return;
 	}
 	operation = operation_new(view, SAMPLE, choose(lane->engine, sample), 1);

@@ -73,7 +73,7 @@ async def test_a_page_is_asked_of_the_other_store_when_the_first_is_late() -> No
             if number == 0:
                 await scene.engine.relink(one.lease, through, "127.0.0.1", deadline=10)
             else:
-                await scene.engine.add_replica(scene.lease, through, "127.0.0.1", deadline=10)
+                await scene.engine.store(scene.lease, 1, one.lease, through, "127.0.0.1", deadline=10)
             await scene.until(number, links=6, behind=0)
         await scene.guest.ask("fill 1")
         # Read, so that nothing is left to write, and often enough for the links to be known, and to have credit.
