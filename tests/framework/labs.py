@@ -99,17 +99,19 @@ class Lab:
 
     # This machine
 
-    def run(self, *arguments: str, code: int | None = 0) -> Done:
+    def run(self, *arguments: str, code: int | None = 0, patience: float = PATIENCE) -> Done:
         """Run ``vmcoal lab ARGUMENTS`` on this machine."""
         with self.scene.spawn("lab", *arguments) as process:
-            return self._ended(process, f"vmcoal lab {' '.join(arguments)}", b"", code)
+            return self._ended(process, f"vmcoal lab {' '.join(arguments)}", b"", code, patience)
 
-    def _ended(self, process: subprocess.Popen[bytes], what: str, stdin: bytes, code: int | None) -> Done:
+    def _ended(
+        self, process: subprocess.Popen[bytes], what: str, stdin: bytes, code: int | None, patience: float = PATIENCE
+    ) -> Done:
         try:
-            out, err = process.communicate(stdin, timeout=PATIENCE)
+            out, err = process.communicate(stdin, timeout=patience)
         except subprocess.TimeoutExpired:
             process.kill()
-            raise AssertionError(f"{what} did not end in {PATIENCE:g} s") from None
+            raise AssertionError(f"{what} did not end in {patience:g} s") from None
         done = Done(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
         assert "Traceback" not in done.err, done.err
         assert code is None or done.code == code, f"{what}: exit {done.code}\n{done.out}\n{done.err}"
@@ -123,6 +125,13 @@ class Lab:
     def link(self, host: str, profile: str) -> None:
         """Give the borrower's link to ``host`` a profile; a cut one is mended."""
         self.run("link", BORROWER, host, profile)
+
+    def new_link(self, host: str, profile: str) -> None:
+        """Give the link a profile, and let the guest's controller have no connection from before: the kernel's smallest
+        round trip of a connection is that of the last five minutes (net.ipv4.tcp_min_rtt_wlen)."""
+        self.link(host, profile)
+        self.on(BORROWER, "pkill", "-KILL", "-f", "vmcoal.controller", code=None)
+        self.guest()
 
     def cut(self, host: str) -> None:
         """Cut the borrower's link to ``host``."""

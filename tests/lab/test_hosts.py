@@ -189,7 +189,7 @@ def test_a_host_comes_back_and_all_that_is_killed_is_taken_away(small: Lab) -> N
 
 @pytest.mark.soak
 def test_the_tour(small: Lab) -> None:
-    out = small.run("tour").out
+    out = small.run("tour", patience=850).out
     assert "0 wrong pages" in out
     assert re.search(r"^node \d+ size: 256 MB$", out, re.MULTILINE)
     assert nothing_is_left(small)
