@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WINDOW_FIRST = 4, WINDOW_FLOOR = 4 * STREAM_WISH_MAX, DOUBT_SILENT = 8, DOUBT_MAX = 64 };
+enum { WINDOW_FIRST = 4, WINDOW_FLOOR = 4 * STREAM_WISH_MAX, DOUBT_SILENT = 8, DOUBT_MAX = 64, MARKED_MAX = 512 };
 
 void streams_init(struct streams *streams, uint32_t pages, uint32_t window_max)
 {
@@ -63,6 +63,7 @@ static unsigned wish(struct streams *streams, struct stream *stream, struct stre
 	int64_t target = stream->last + (int64_t)stream->step * stream->window;
 	int64_t missing = (target - stream->ahead) / stream->step + 1;
 	unsigned count = 0;
+	bool marked;
 
 	/* Small bites would cost a request each: wait until there is something to ask for. */
 	if (missing < STREAM_WISH_MAX && missing * 2 < stream->window)
@@ -76,12 +77,16 @@ static unsigned wish(struct streams *streams, struct stream *stream, struct stre
 			pages = room;
 		if (pages <= 0)
 			break;
+		/* A marker costs a fault, so a window has few of them, but each comes in time for what is to follow. */
+		stream->unmarked += (uint32_t)pages;
+		marked = stream->unmarked >= (stream->window / 8 < MARKED_MAX ? stream->window / 8 : MARKED_MAX);
 		wishes[count] = (struct stream_wish){.first = (uint32_t)stream->ahead,
 						     .count = (uint32_t)pages,
-						     .marker = (uint32_t)pages / 2,
+						     .marker = marked ? (uint32_t)pages / 2 : STREAM_UNMARKED,
 						     .step = stream->step,
 						     .write = stream->write};
 		stream->ahead += pages * stream->step;
+		stream->unmarked = marked ? 0 : stream->unmarked;
 		missing -= pages;
 	}
 	return count;

@@ -1,7 +1,7 @@
 /* The prefetcher: finds streams in the faults of a region, several at once and interleaved, in either direction and
  * with strides, and says what to ask for ahead of them.
  *
- * What is fetched ahead causes no fault when it is used, so the last page but half of each wish is a *marker*: it is
+ * What is fetched ahead causes no fault when it is used, so now and then a page in the middle of a wish is a *marker*: it is
  * fetched, but kept out of the memory, so that its use faults, at the cost of a copy, and tells that the stream lives.
  * A marker that is never used tells the contrary.
  *
@@ -21,9 +21,12 @@ struct stream {
 	int64_t ahead; /* the next page to ask for */
 	int32_t step;
 	uint32_t window; /* pages to have ahead of the reader */
+	uint32_t unmarked; /* asked for since the last marker */
 	uint32_t stamp;
 	bool write;
 };
+
+enum { STREAM_UNMARKED = STREAM_WISH_MAX };
 
 struct streams {
 	struct stream table[STREAMS];
@@ -35,7 +38,7 @@ struct streams {
 	uint32_t doubt;	     /* wishes in a row, nearly, that nobody used */
 };
 
-/* Fetch `count` pages from `first` on, `step` apart; number `marker` of them marks. */
+/* Fetch `count` pages from `first` on, `step` apart; number `marker` of them marks, or none (STREAM_UNMARKED). */
 struct stream_wish {
 	uint32_t first, count, marker;
 	int32_t step;

@@ -19,7 +19,8 @@ static void fault(uint32_t page, enum stream_find find)
 
 	CHECK(count <= STREAM_WISHES);
 	for (unsigned i = 0; i < count; i++) {
-		CHECK(wishes[i].count && wishes[i].count <= STREAM_WISH_MAX && wishes[i].marker < wishes[i].count);
+		CHECK(wishes[i].count && wishes[i].count <= STREAM_WISH_MAX);
+		CHECK(wishes[i].marker < wishes[i].count || wishes[i].marker == STREAM_UNMARKED);
 		for (uint32_t n = 0; n < wishes[i].count; n++) {
 			int64_t at = wishes[i].first + (int64_t)n * wishes[i].step;
 
