@@ -206,6 +206,10 @@ class VmFolders(Folders):
         """Private key that ``vmcoal ssh`` uses."""
         return self.state / "ssh_key"
 
+    def gpu_socket(self, lease: str) -> Path:
+        """Return the Unix socket of the host side of a GPU lease's port."""
+        return self.runtime / f"gpu-{lease}.sock"
+
     def mount(self, lease: str) -> Path:
         """Return the FUSE mount point of a memory lease."""
         return self.runtime / f"mem-{lease}"

@@ -301,7 +301,7 @@ async def test_a_lender_that_runs_long_keeps_its_journal_short(tmp_path: Path, m
     journal = LenderJournal(tmp_path / "j")
     servers: Any = None
     book = make_book(record=lambda *change: desk.record(*change))
-    desk = Desk(book, journal, servers, metrics=LenderMetrics("den"))
+    desk = Desk(book, journal, servers, servers, metrics=LenderMetrics("den"))
     kept = active(book)
     for n in range(200):
         entry = ask(book, token=str(n), amount=2 * MIB)

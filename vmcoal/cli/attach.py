@@ -6,7 +6,7 @@ import click
 
 from vmcoal.cli.app import Command
 from vmcoal.cli.config import load_config
-from vmcoal.cli.output import note, print_json, print_plan, vcpus
+from vmcoal.cli.output import counted, gpu_name, note, print_json, print_plan, vcpus
 from vmcoal.cli.params import (
     COUNT,
     LENDER,
@@ -38,12 +38,14 @@ from vmcoal.model.units import format_duration, format_size
     vmcoal attach web --from attic --memory 4G --granular --dry-run
     vmcoal attach web --from attic --memory 4G --cache 512M --replicas 2
     vmcoal attach web --from attic --memory 4G --replica-on local
+    vmcoal attach web --from attic --gpu
     """,
 )
 @vm_argument
 @click.option("--from", "lender", type=LENDER, help="The lender's name; needed only where several are paired.")
 @click.option("--cpus", type=COUNT, help="How many vCPUs.")
 @click.option("--memory", type=SIZE, help="How much memory, such as 512M or 4G.")
+@click.option("--gpu", is_flag=True, help="One GPU, for the guest's OpenCL programs.")
 @click.option(
     "--granular/--dimm",
     default=None,
@@ -76,6 +78,7 @@ def attach(
     lender: str | None,
     cpus: int | None,
     memory: int | None,
+    gpu: bool,
     granular: bool | None,
     engine: str | None,
     node: int | None,
@@ -87,13 +90,13 @@ def attach(
     dry_run: bool,
     form: str,
 ) -> None:
-    """Plug a lender's CPUs and memory into a running VM.
+    """Plug a lender's CPUs, memory and GPUs into a running VM.
 
     They appear in an empty NUMA node of the guest whose distance is the measured latency of the link. It is a
     transaction: what fails is undone, on both hosts.
     """
-    if not cpus and not memory:
-        raise UsageError("nothing to attach", hint="give --cpus N, --memory SIZE or both")
+    if not cpus and not memory and not gpu:
+        raise UsageError("nothing to attach", hint="give --cpus N, --memory SIZE, --gpu or several of them")
     if replicas == 1 and replica_on:
         raise UsageError("--replica-on is where a second place is", hint="leave out --replicas 1")
     defaults = load_config().attach
@@ -103,6 +106,7 @@ def attach(
         lender=lender,
         cpus=cpus or 0,
         memory=memory or 0,
+        gpu=gpu,
         style=MemoryStyle.GRANULAR if granular else MemoryStyle.DIMM,
         engine=Engine(engine or defaults.engine),
         node=node,
@@ -124,7 +128,7 @@ def attach(
         print_json(result)
         return
     click.echo(attached_line(name, result))
-    look = "lscpu" if result.cpus_added else "free -m"
+    look = "lscpu" if result.cpus_added else "free -m" if result.memory_added else "clinfo -l"
     note(f"next: vmcoal exec {name} -- {look}   or   vmcoal status {name}")
 
 
@@ -137,6 +141,8 @@ def attached_line(name: str, result: AttachResult) -> str:
         gained.append(f"{vcpus(result.cpus_added)} (engine {'/'.join(engines)})")
     if result.memory_added:
         gained.append(format_size(result.memory_added))
+    if result.gpus_added:
+        gained += [f"{gpu_name(gpu)} (engine {gpu.engine}, {gpu.address})" for gpu in at.gpus[-result.gpus_added :]]
     took = f" in {format_duration(result.seconds['total'])}" if "total" in result.seconds else ""
     rtt = f", RTT {format_duration(at.link.rtt)}" if at.link else ""
     sure = "confirmed by the guest" if result.verified else "not confirmed by the guest"
@@ -152,6 +158,7 @@ def attached_line(name: str, result: AttachResult) -> str:
     vmcoal detach --from attic
     vmcoal detach web --all --deadline 30s
     vmcoal detach --memory 256M --dry-run
+    vmcoal detach --gpu
     """,
 )
 @vm_argument
@@ -159,6 +166,7 @@ def attached_line(name: str, result: AttachResult) -> str:
 @click.option("--all", "everything", is_flag=True, help="From every lender.")
 @click.option("--cpus", type=COUNT, help="Only so many vCPUs.")
 @click.option("--memory", type=SIZE, help="Only so much memory.")
+@click.option("--gpu", is_flag=True, help="Only a GPU.")
 @click.option("--force", is_flag=True, help="Give it back even if the guest does not let go. What is in it is lost.")
 @deadline_option(60.0, "the guest has to let go of it")
 @dry_run_option
@@ -169,12 +177,13 @@ def detach(
     everything: bool,
     cpus: int | None,
     memory: int | None,
+    gpu: bool,
     force: bool,
     deadline: float,
     dry_run: bool,
     form: str,
 ) -> None:
-    """Drain, unplug and give back what a lender lent; all of it, unless --cpus or --memory says how much.
+    """Drain, unplug and give back what a lender lent; all of it, unless --cpus, --memory or --gpu says what.
 
     What does not leave within the deadline stays attached and is told; only --force loses anything.
     """
@@ -185,6 +194,7 @@ def detach(
         everything=everything,
         cpus=cpus or 0,
         memory=memory or 0,
+        gpu=gpu,
         deadline=deadline,
         force=force,
         dry_run=dry_run,
@@ -204,10 +214,13 @@ def detach(
         gave.append(vcpus(result.cpus_removed))
     if result.memory_removed:
         gave.append(format_size(result.memory_removed))
+    if result.gpus_removed:
+        gave.append(counted(result.gpus_removed, "GPU"))
     took = f" in {format_duration(result.seconds['total'])}" if "total" in result.seconds else ""
     click.echo(f"VM {name} gave back {' and '.join(gave) or 'nothing'}{took}")
     for at in result.remaining:
         left = [vcpus(len(at.cpus))] if at.cpus else []
         left += [format_size(size)] if (size := sum(memory.size for memory in at.memory)) else []
+        left += [counted(len(at.gpus), "GPU")] if at.gpus else []
         if left:
             click.echo(f"still attached from {at.lender}: {' and '.join(left)}")

@@ -50,10 +50,12 @@ class BootDefaults(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LendDefaults(msgspec.Struct, frozen=True, kw_only=True):
-    """``[lend]``. ``cpus`` 0 and ``memory`` empty: they must be given. ``name`` empty: from the host's name."""
+    """``[lend]``. ``cpus`` 0, ``memory`` and ``gpu`` empty: one of them must be given. ``name`` empty: from the host's
+    name."""
 
     cpus: int = 0
     memory: str = ""
+    gpu: str = ""
     listen: str = ""
     name: str = ""
 

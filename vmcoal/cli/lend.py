@@ -45,6 +45,7 @@ from vmcoal.model.units import format_duration, format_size
     invoke_without_command=True,
     example="""
     vmcoal lend --cpus 2 --memory 1G
+    vmcoal lend --gpu auto
     vmcoal lend pair
     vmcoal lend status
     """,
@@ -52,10 +53,15 @@ from vmcoal.model.units import format_duration, format_size
 @click.option("--cpus", type=COUNT, help="How many vCPUs to lend at most.")
 @click.option("--memory", type=SIZE, help="How much memory to lend at most.")
 @click.option(
+    "--gpu",
+    metavar="WHICH",
+    help="OpenCL devices to lend: auto (GPUs; where there are none, the CPU), none, or ids.  [default: none]",
+)
+@click.option(
     "--listen", metavar="ADDRESS", help="HOST, HOST:PORT or [IPV6]:PORT to listen on.  [default: every address]"
 )
 @click.option("--name", type=LOCAL_LENDER, help="The lender's name.  [default: from the host's name]")
-@click.option("--data-ports", metavar="FIRST-LAST", help="TCP ports of lent memory, for firewalls.  [default: any]")
+@click.option("--data-ports", metavar="FIRST-LAST", help="TCP ports of the leases, for firewalls.  [default: any]")
 @click.option("--metrics", metavar="ADDRESS", help="Serve Prometheus metrics on HOST:PORT.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to stderr.")
 @dry_run_option
@@ -64,6 +70,7 @@ def lend(
     ctx: click.Context,
     cpus: int | None,
     memory: int | None,
+    gpu: str | None,
     listen: str | None,
     name: str | None,
     data_ports: str | None,
@@ -71,12 +78,13 @@ def lend(
     foreground: bool,
     dry_run: bool,
 ) -> None:
-    """Lend this host's CPUs and memory to paired borrowers.
+    """Lend this host's CPUs, memory and GPUs to paired borrowers.
 
     Without a command it starts a lender in the background. One that ran before lends again what it lent then, unless
-    --cpus or --memory says otherwise.
+    --cpus, --memory or --gpu says otherwise. A GPU runs the borrower's programs: those of a CPU that is lent as an
+    OpenCL device run on this host, in a sandbox (docs/gpu.md).
     """
-    given = (cpus, memory, listen, name, data_ports, metrics)
+    given = (cpus, memory, gpu, listen, name, data_ports, metrics)
     if ctx.invoked_subcommand is not None:
         if any(value is not None for value in given) or foreground or dry_run:
             raise UsageError(
@@ -88,11 +96,13 @@ def lend(
     chosen = name or defaults.name or host_name("lender")
     folders = layout.lender_folders(chosen)
     cpus, memory = cpus or defaults.cpus or None, memory or defaults.memory_bytes or None
-    if cpus is None and memory is None and chosen not in local_lenders():
-        raise UsageError("nothing to lend", hint="give --cpus N, --memory SIZE or both")
+    gpu = gpu or defaults.gpu or None
+    said = any(value is not None for value in (cpus, memory, gpu))
+    if not said and chosen not in local_lenders():
+        raise UsageError("nothing to lend", hint="give --cpus N, --memory SIZE, --gpu auto or several of them")
     argv = [sys.executable, "-P", "-m", "vmcoal.lending", chosen]
-    if cpus is not None or memory is not None:
-        argv += ["--cpus", str(cpus or 0), "--memory", str(memory or 0)]
+    if said:
+        argv += ["--cpus", str(cpus or 0), "--memory", str(memory or 0), "--gpu", gpu or "none"]
     addresses = (("--listen", listen or defaults.listen), ("--data-ports", data_ports), ("--metrics", metrics))
     for option, value in addresses:
         if value:
@@ -123,6 +133,7 @@ def lend(
 def _total(status: LenderStatus) -> str:
     parts = [vcpus(status.offer.cpus_total)] if status.offer.cpus_total else []
     parts += [format_size(status.offer.memory_total)] if status.offer.memory_total else []
+    parts += [counted(status.offer.gpus_total, "GPU")] if status.offer.gpus_total else []
     return " and ".join(parts) or "nothing"
 
 
@@ -139,7 +150,7 @@ def _total(status: LenderStatus) -> str:
     "--grant",
     "grants",
     multiple=True,
-    type=click.Choice([ResourceKind.MEMORY.value, ResourceKind.CPU.value]),
+    type=click.Choice([kind.value for kind in ResourceKind]),
     help="What the borrower may borrow; repeat it for each kind.  [default: what is lent]",
 )
 @click.option("--borrower", metavar="NAME", help="What the borrower is called here; else what it calls itself.")
@@ -169,7 +180,11 @@ def pair_(name: str | None, grants: tuple[str, ...], borrower: str | None, secon
 
 def _lent(lender: str) -> tuple[ResourceKind, ...]:
     offer = lender_call(lender, "status", result=LenderStatus).offer
-    kinds = ((ResourceKind.MEMORY, offer.memory_total), (ResourceKind.CPU, offer.cpus_total))
+    kinds = (
+        (ResourceKind.MEMORY, offer.memory_total),
+        (ResourceKind.CPU, offer.cpus_total),
+        (ResourceKind.GPU, offer.gpus_total),
+    )
     return tuple(kind for kind, total in kinds if total)
 
 
@@ -209,11 +224,14 @@ def lender_text(status: LenderStatus) -> str:
         ("Listens on", ", ".join(status.addresses)),
         ("vCPUs", f"{offer.cpus_free} of {offer.cpus_total} free"),
         ("Memory", f"{format_size(offer.memory_free)} of {format_size(offer.memory_total)} free"),
+        ("GPUs", f"{offer.gpus_free} of {offer.gpus_total} free" if offer.gpus_total else None),
+        *(("", f"{device.id} {printable(device.name)} ({device.kind.value})") for device in offer.gpus),
         ("Borrowers", str(status.borrowers)),
         ("Pairing", f"open for {format_duration(status.pairing)}" if status.pairing else None),
         ("Metrics", f"http://{status.metrics}/metrics" if status.metrics else None),
     ]
-    lines = [f"Lender {status.name}", *(f"  {label + ':':<12}{text}" for label, text in facts if text)]
+    lines = [f"Lender {status.name}"]
+    lines += [f"  {label + ':' if label else '':<12}{text}" for label, text in facts if text]
     if status.leases:
         lines += ["", table(("LEASE", "BORROWER", "VM", "WHAT", "STATE", "EPOCH"), map(_lease_row, status.leases))]
     if status.degraded:
@@ -227,7 +245,7 @@ def _lease_row(lease: Lease) -> tuple[str, ...]:
         if lease.committed != lease.amount:
             what = f"{format_size(lease.committed)} of {what}"
     else:
-        what = f"{lease.amount} {lease.kind.value}"
+        what = f"{lease.amount} {'GPU' if lease.kind is ResourceKind.GPU else lease.kind.value}"
     return lease.id, lease.borrower, lease.vm, what, lease.state.value, str(lease.epoch)
 
 

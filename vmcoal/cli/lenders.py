@@ -185,12 +185,13 @@ def lenders_text(views: list[LenderView]) -> str:
                 "cordoned" if offer and offer.cordoned else "up" if view.reachable else "down",
                 f"{offer.cpus_free}/{offer.cpus_total}" if offer else "-",
                 f"{format_size(offer.memory_free)} / {format_size(offer.memory_total)}" if offer else "-",
+                f"{offer.gpus_free}/{offer.gpus_total}" if offer else "-",
                 format_duration(link.rtt) if link else "-",
                 str(view.distance or "-"),
                 ",".join(kind.value for kind in view.grants) or "-",
             )
         )
-    header = ("LENDER", "ADDRESS", "STATE", "CPUS FREE", "MEMORY FREE", "RTT", "DISTANCE", "GRANTS")
+    header = ("LENDER", "ADDRESS", "STATE", "CPUS FREE", "MEMORY FREE", "GPUS FREE", "RTT", "DISTANCE", "GRANTS")
     lines = [table(header, rows)]
     wrong = [view for view in views if view.error]
     if wrong:

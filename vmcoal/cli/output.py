@@ -13,7 +13,7 @@ import msgspec
 
 from vmcoal.cli.outcome import printable
 from vmcoal.control.wire import Progress
-from vmcoal.model.attachment import Plan
+from vmcoal.model.attachment import AttachedGpu, Plan
 from vmcoal.model.units import format_duration
 
 _BAR_WIDTH = 24
@@ -35,6 +35,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def counted(count: int, noun: str) -> str:
     """Return ``1 lease``, ``2 leases``."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def gpu_name(gpu: AttachedGpu) -> str:
+    """Return the name of a GPU, and what it is where that is no GPU."""
+    kind = gpu.gpu.kind.value
+    return gpu.gpu.name if kind == "gpu" else f"{gpu.gpu.name} ({kind})"
 
 
 def vcpus(count: int) -> str:

@@ -10,12 +10,12 @@ import click
 from vmcoal import layout
 from vmcoal.cli.app import Command
 from vmcoal.cli.outcome import printable
-from vmcoal.cli.output import print_json, table, vcpus
+from vmcoal.cli.output import gpu_name, print_json, table, vcpus
 from vmcoal.cli.params import output_option, resolve_vm, vm_argument
 from vmcoal.cli.vm import offline_status, status_of, vm_call
 from vmcoal.errors import VmcoalError
 from vmcoal.model.activity import PagingActivity, StoreActivity, percentile
-from vmcoal.model.attachment import AttachedCpu, AttachedMemory, Attachment
+from vmcoal.model.attachment import AttachedCpu, AttachedGpu, AttachedMemory, Attachment
 from vmcoal.model.paging import HOME, LOCAL
 from vmcoal.model.status import NodeStatus, VmStatus
 from vmcoal.model.units import format_duration, format_size
@@ -242,7 +242,7 @@ def _node_row(node: NodeStatus) -> tuple[str, ...]:
 
 
 def attachment_rows(at: Attachment) -> list[tuple[str, ...]]:
-    """Return one row for the vCPUs of each engine and state, and one for each memory device."""
+    """Return one row for the vCPUs of each engine and state, and one for each memory device and GPU."""
     rtt = format_duration(at.link.rtt) if at.link else "-"
     head = (at.lender, str(at.node), rtt)
     rows: list[tuple[str, ...]] = []
@@ -258,10 +258,13 @@ def attachment_rows(at: Attachment) -> list[tuple[str, ...]]:
             size += f" of {format_size(memory.capacity)}"
         what = "copy" if memory.copy else memory.style.value
         rows.append((*head, f"{size} {what}", memory.engine, *_states(memory)))
+    for gpu in at.gpus:
+        where = f" at {gpu.address}" if gpu.address else ""
+        rows.append((*head, f"{printable(gpu_name(gpu))}{where}", gpu.engine, *_states(gpu)))
     return rows
 
 
-def _states(part: AttachedCpu | AttachedMemory) -> tuple[str, str]:
+def _states(part: AttachedCpu | AttachedMemory | AttachedGpu) -> tuple[str, str]:
     return part.state.value, part.lease_state.value
 
 

@@ -36,6 +36,7 @@ class AttachResult(msgspec.Struct, frozen=True, kw_only=True):
     attachment: Attachment
     cpus_added: int
     memory_added: int
+    gpus_added: int = 0
     verified: bool
     seconds: dict[str, float] = {}
     notes: tuple[str, ...] = ()
@@ -47,6 +48,7 @@ class DetachResult(msgspec.Struct, frozen=True, kw_only=True):
 
     cpus_removed: int
     memory_removed: int
+    gpus_removed: int = 0
     remaining: tuple[Attachment, ...] = ()
     seconds: dict[str, float] = {}
     notes: tuple[str, ...] = ()

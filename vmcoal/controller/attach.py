@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vmcoal.backends.conflicts import refuse_conflicts
 from vmcoal.backends.cpu import choose_cpu_engine
-from vmcoal.controller import granular, tune
+from vmcoal.controller import gpu, granular, tune
 from vmcoal.controller.api import AttachResult
 from vmcoal.controller.borrow import borrow, settle
 from vmcoal.controller.loans import Loan, attachments
@@ -24,6 +24,7 @@ from vmcoal.fabric.session import LenderSession
 from vmcoal.machine import cpu, memory, virtio_mem
 from vmcoal.machine.names import memory_ids
 from vmcoal.model.attachment import AttachmentState, AttachRequest, MemoryStyle, Plan, Step
+from vmcoal.model.gpu import GpuDevice
 from vmcoal.model.guest import MemorySpan
 from vmcoal.model.lease import ResourceKind
 from vmcoal.model.link import Link
@@ -56,14 +57,16 @@ class Journey:
     """The granular loan that is made larger instead of a new one."""
     copy_on: str | None = None
     """Where the pages are a second time."""
+    gpu: GpuDevice | None = None
+    """The GPU that the lender offers next."""
 
 
 def check_request(request: AttachRequest) -> None:
     """Raise `UsageError` if the request makes no sense on any machine."""
     if request.cpus < 0 or request.memory < 0:
         raise UsageError("what is attached cannot be negative", hint="give --cpus and --memory positive values")
-    if not request.cpus and not request.memory:
-        raise UsageError("nothing to attach", hint="say how much: --cpus N, --memory SIZE or both")
+    if not request.cpus and not request.memory and not request.gpu:
+        raise UsageError("nothing to attach", hint="say what: --cpus N, --memory SIZE, --gpu or several of them")
     if request.style is MemoryStyle.GRANULAR and not request.memory:
         raise UsageError("--granular is a way to attach memory", hint="add --memory SIZE")
     grain = GRAIN if request.style is MemoryStyle.GRANULAR else BLOCK
@@ -114,6 +117,8 @@ async def survey(vm: Vm, request: AttachRequest) -> Journey:
             check_headroom(far, used, request.memory)
             if request.style is MemoryStyle.GRANULAR:
                 granular.check(vm, far, request.memory)
+    if request.gpu:
+        await gpu.check(vm, far)
     offer = await session.offer()
     grants = frozenset(session.grants)
     if request.memory:
@@ -129,7 +134,9 @@ async def survey(vm: Vm, request: AttachRequest) -> Journey:
     if request.replicas > 1 and grow is None:
         capacity = granular.capacity(vm, far) if request.style is MemoryStyle.GRANULAR else request.memory
         copy_on = await choose_copy(vm, record.name, request.replica_on, capacity, request.memory)
-    return Journey(record.name, session, link, far, cores, grow, copy_on)
+    if request.gpu:
+        admit(offer, grants, ResourceKind.GPU, 1, 1, session.same_host)
+    return Journey(record.name, session, link, far, cores, grow, copy_on, offer.gpus[0] if request.gpu else None)
 
 
 def plan(vm: Vm, request: AttachRequest, journey: Journey) -> Plan:
@@ -175,8 +182,10 @@ def plan(vm: Vm, request: AttachRequest, journey: Journey) -> Plan:
             plugs = tuple(command for core in journey.cores for command in cpu.plan_plug(vm.spec, far.node, core))
             steps.append(Step("plug vCPUs", f"plug {request.cpus} vCPUs into node {far.node}", "QEMU", plugs))
         steps.append(Step("online vCPUs", f"online them (engine {request.engine}, {vm.spec.cpu_mode})", "guest"))
+    if journey.gpu is not None:
+        steps += gpu.plan(vm, far, journey.gpu, lender, _NEW)
     steps.append(Step("verify", "compare with the guest's own /sys", "guest"))
-    what = amounts(request.cpus, request.memory)
+    what = amounts(request.cpus, request.memory, int(request.gpu))
     return Plan("attach", f"attach {what} from {lender} to node {far.node} of {vm.spec.name}", tuple(steps))
 
 
@@ -187,7 +196,8 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
     if request.dry_run:
         return plan(vm, request, journey)
     surveyed = time.monotonic() - began
-    steps = 2 + (3 if request.memory else 0) + (journey.copy_on is not None) + (2 if request.cpus else 0)
+    steps = 2 + (3 if request.memory else 0) + (journey.copy_on is not None)
+    steps += (2 if request.cpus else 0) + (3 if request.gpu else 0)
     notes: list[str] = []
     async with transaction(
         vm.journal, undos(vm), "attach", request, steps=steps, deadline=request.deadline, report=report
@@ -201,14 +211,19 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
         parts = [_attach_memory(vm, request, journey, trans)] if request.memory else []
         if request.cpus:
             parts.append(_attach_cpus(vm, request, journey, trans))
+        if request.gpu:
+            parts.append(_attach_gpu(vm, journey, trans))
         loans = [loan for part in await together(*parts) for loan in part]
         trans.say("verify in the guest")
         started = time.monotonic()
         verified = await _verify(vm, loans, notes)
+        if note := await gpu.place(vm, journey.far.node):
+            notes.append(note)
         trans.seconds |= {"survey": surveyed, "verify": time.monotonic() - started}
         await together(*(settle(vm, journey.session, loan) for loan in loans))
         await together(*(settle_copy(vm, x) for loan in loans for x in vm.book.places(loan.region) if x.copy))
     vm.granted.clear()
+    gpu.forget_lost(vm, journey.lender)
     trans.seconds["total"] = time.monotonic() - began
     vm.keeper.watch(journey.lender)
     vm.metrics.attached(request, trans.seconds)
@@ -222,17 +237,20 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
         attachment=mine,
         cpus_added=request.cpus,
         memory_added=request.memory,
+        gpus_added=int(request.gpu),
         verified=verified,
         seconds=trans.seconds,
         notes=tuple(notes),
     )
 
 
-def amounts(cpus: int, memory: int) -> str:
+def amounts(cpus: int, memory: int, gpus: int = 0) -> str:
     """Return ``2 vCPUs and 512 MiB``, leaving out what is zero."""
     parts = [_vcpus(cpus)] if cpus else []
     if memory:
         parts.append(format_size(memory))
+    if gpus:
+        parts.append(f"{gpus} GPU{'s' if gpus != 1 else ''}")
     return " and ".join(parts) or "nothing"
 
 
@@ -364,6 +382,14 @@ async def _new_cpus(vm: Vm, request: AttachRequest, journey: Journey, trans: Tra
     return loans
 
 
+async def _attach_gpu(vm: Vm, journey: Journey, trans: Transaction) -> list[Loan]:
+    with trans.branch() as branch:
+        branch.say(f"lease a GPU from {journey.lender}")
+        granted = await borrow(vm, journey.session, branch, ResourceKind.GPU, 1, 1)
+        address = journey.session.data_address(granted.gpu) if granted.gpu else ""
+        return [await gpu.attach(vm, granted, journey.far, journey.link, address, branch)]
+
+
 async def _verify(vm: Vm, loans: list[Loan], notes: list[str]) -> bool:
     if vm.agent is None:
         notes.append(
@@ -385,6 +411,8 @@ async def _verify(vm: Vm, loans: list[Loan], notes: list[str]) -> bool:
                 )
             if any("Movable" not in block.zone for block in there):
                 notes.append("some of the memory is not in the movable zone and may refuse to leave")
+        elif loan.is_gpu:
+            await gpu.verify(vm, loan)
         elif not any(x.online and (x.node, x.core) == (loan.node, loan.core) for x in view.cpus):
             raise ExecutionError(f"the guest does not have vCPU {loan.core} of node {loan.node} online")
     return True

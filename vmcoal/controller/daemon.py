@@ -14,7 +14,7 @@ import msgspec
 
 from vmcoal.backends.pager import CHILD as PAGER
 from vmcoal.control.server import Client, ControlServer, Handler
-from vmcoal.controller import lifecycle
+from vmcoal.controller import gpu, lifecycle
 from vmcoal.controller.api import (
     ExecRequest,
     ExecResult,
@@ -227,7 +227,9 @@ class Controller:
             log.warning(
                 "%s ended (%s %s)%s", event.id, event.state, event.code, ", restarting" if event.restarting else ""
             )
-            self._spawn(self._check_region(event.id.rpartition(".")[0]), f"check of {event.id}")
+            lease, _, what = event.id.rpartition(".")
+            check = self._check_gpu if what == "gpu" else self._check_region
+            self._spawn(check(lease), f"check of {event.id}")
             self._guard.kick()
             if event.id == PAGER and event.restarting:
                 self._spawn(restore(self.vm), "what the next pager has to know")
@@ -241,6 +243,14 @@ class Controller:
         loan = self.vm.book.get(lease)
         if problem is not None and loan is not None:
             self.vm.book.put(msgspec.structs.replace(loan, problem=problem, state=AttachmentState.DEGRADED))
+
+    async def _check_gpu(self, lease: str) -> None:
+        """Take a GPU out whose way to its lender ended by itself."""
+        vm = self.vm
+        async with vm.queued_turn("take out a lost GPU"):
+            loan = vm.book.get(lease)
+            if loan is not None and vm.state == "running":
+                await gpu.settle(vm, loan)
 
     async def _holder_ended(self) -> None:
         await self.vm.holder.wait_lost()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from vmcoal.controller import gpu
 from vmcoal.controller.api import DetachResult
 from vmcoal.controller.attach import amounts
 from vmcoal.controller.borrow import release
@@ -52,7 +53,7 @@ class Leaving:
 
 
 def choose(vm: Vm, request: DetachRequest) -> list[Leaving]:
-    """Return what leaves, in order: vCPUs before memory, newest first. Nothing is changed.
+    """Return what leaves, in order: vCPUs and GPUs before memory, newest first. Nothing is changed.
 
     Raises `UsageError` for amounts that make no sense or are more than is attached, `NotFoundError` for a lender that
     lends nothing.
@@ -69,7 +70,7 @@ def choose(vm: Vm, request: DetachRequest) -> list[Leaving]:
     if request.lender is not None and request.lender not in lenders:
         raise NotFoundError(f"{request.lender} lends nothing to {vm.spec.name}", hint=f"these do: {', '.join(lenders)}")
     chosen = lenders if request.everything else [request.lender or lenders[0]]
-    if request.cpus or request.memory:
+    if request.cpus or request.memory or request.gpu:
         if len(chosen) > 1:
             raise UsageError("--all detaches everything", hint="give amounts with --from LENDER instead")
         return _some(vm, chosen[0], request)
@@ -82,6 +83,11 @@ def choose(vm: Vm, request: DetachRequest) -> list[Leaving]:
 
 def _some(vm: Vm, lender: str, request: DetachRequest) -> list[Leaving]:
     leaving: list[Leaving] = []
+    if request.gpu:
+        loans = vm.book.of(lender, ResourceKind.GPU)
+        if not loans:
+            raise UsageError(f"no GPU of {lender} is attached", hint="see: vmcoal status")
+        leaving.append(Leaving(loans[-1]))
     if request.cpus:
         loans = vm.book.of(lender, ResourceKind.CPU)
         if request.cpus > len(loans):
@@ -116,6 +122,8 @@ def plan(vm: Vm, request: DetachRequest, leaving: list[Leaving]) -> Plan:
         loan = item.loan
         if loan.copy:
             steps.append(Step("copy", f"use the copy of {loan.device} there no longer", "this host"))
+        elif loan.is_gpu:
+            steps += gpu.plan_detach(loan)
         elif not loan.is_memory:
             steps.append(Step("offline vCPU", f"offline vCPU {loan.core} of node {loan.node}", "guest"))
             if vm.spec.cpu_mode is CpuMode.HOTPLUG:
@@ -150,8 +158,9 @@ def plan(vm: Vm, request: DetachRequest, leaving: list[Leaving]) -> Plan:
             for place in _places(vm, loan)
             if place.leased
         ]
-    cpus, size = sum(not x.loan.is_memory for x in leaving), sum(x.size for x in leaving)
-    return Plan("detach", f"detach {amounts(cpus, size)} from {vm.spec.name}", tuple(steps))
+    cpus, size = sum(x.loan.is_cpu for x in leaving), sum(x.size for x in leaving)
+    gpus = sum(x.loan.is_gpu for x in leaving)
+    return Plan("detach", f"detach {amounts(cpus, size, gpus)} from {vm.spec.name}", tuple(steps))
 
 
 async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResult | Plan:
@@ -162,7 +171,7 @@ async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResu
         return plan(vm, request, leaving)
     notes: list[str] = []
     seconds: dict[str, float] = {}
-    cpus = size = 0
+    cpus = size = gpus = 0
     ends = began + request.deadline
     steps = [_steps(vm, item.loan) for item in leaving]
     for number, item in enumerate(leaving):
@@ -174,10 +183,11 @@ async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResu
                 notes.append(await _force(vm, item.loan, error))
             else:
                 if number:
-                    gone = f"{amounts(cpus, size)} were detached before"
+                    gone = f"{amounts(cpus, size, gpus)} were detached before"
                     error.left = "; ".join(filter(None, [error.left, gone]))
                 raise
-        cpus += not item.loan.is_memory
+        cpus += item.loan.is_cpu
+        gpus += item.loan.is_gpu
         size += item.size
     lenders = list(dict.fromkeys(x.loan.lease.lender for x in leaving))
     for lender in lenders:
@@ -187,6 +197,7 @@ async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResu
     return DetachResult(
         cpus_removed=cpus,
         memory_removed=size,
+        gpus_removed=gpus,
         remaining=attachments(remaining, vm.spec),
         seconds=seconds,
         notes=tuple(dict.fromkeys(notes)),
@@ -202,6 +213,8 @@ def _steps(vm: Vm, loan: Loan) -> int:
     """Return how many steps a loan takes to leave, as people are told them."""
     if loan.is_memory:
         return 1 if loan.copy or loan.style is MemoryStyle.GRANULAR else 2
+    if loan.is_gpu:
+        return 1
     return 2 if vm.spec.cpu_mode is CpuMode.HOTPLUG else 1
 
 
@@ -217,7 +230,7 @@ async def _leave(
 ) -> None:
     started = time.monotonic()
     before, steps = place
-    kind = "memory" if item.loan.is_memory else "cpu"
+    kind = item.loan.lease.kind.value
 
     def numbered(step: int, _: int, text: str, fraction: float | None, detail: str | None) -> None:
         report(before + step, steps, text, fraction, detail)
@@ -235,6 +248,8 @@ async def _leave(
             if item.loan.copy:
                 trans.say(f"give the copy of {item.loan.device} at {item.loan.lease.lender} up")
                 notes.extend(await _copy_leaves(vm, item.loan))
+            elif item.loan.is_gpu:
+                await _gpu_leaves(vm, item.loan, trans, deadline)
             elif not item.loan.is_memory:
                 await _cpu_leaves(vm, item.loan, trans, notes)
             elif item.loan.style is MemoryStyle.GRANULAR:
@@ -288,6 +303,14 @@ async def _cpu_leaves(vm: Vm, loan: Loan, trans: Transaction, notes: list[str]) 
             await cpu.unplug_cpu(vm.qmp, loan.node, loan.core, deadline=30.0)
     else:
         notes.append("vCPUs are parked (offline), because QEMU cannot unplug them under TCG")
+
+
+async def _gpu_leaves(vm: Vm, loan: Loan, trans: Transaction, deadline: float) -> None:
+    name = loan.gpu.name if loan.gpu else loan.device
+    trans.say(f"take {name} out of node {loan.node}")
+    async with trans.step("hide-gpu", lease=loan.id):
+        await gpu.hide(vm, loan.id)
+        await gpu.unplug(vm, loan.id, loan.address, deadline=deadline)
 
 
 async def _dimm_leaves(vm: Vm, item: Leaving, trans: Transaction, deadline: float) -> None:
@@ -378,6 +401,8 @@ async def _shrink_leases(vm: Vm, loan: Loan, committed: int) -> None:
 
 async def give_back(vm: Vm, loan: Loan, *, qemu_ended: bool = False) -> list[str]:
     """End what served a loan that QEMU no longer uses, release its leases, and forget it. Returns notes for people."""
+    if loan.is_gpu:
+        await gpu.end_way(vm, loan.id, qemu_ended=qemu_ended)
     if not loan.is_memory:
         return list(filter(None, [await release(vm, loan)]))
     places = vm.book.places(loan.region)
@@ -400,6 +425,11 @@ async def _force(vm: Vm, loan: Loan, error: VmcoalError) -> str:
             await session.release(place.id, place.lease.epoch)
         except VmcoalError as refused:
             log.warning("release of %s: %s", place.id, refused)
+    if loan.is_gpu:
+        with contextlib.suppress(VmcoalError):
+            await gpu.end_way(vm, loan.id)
+        vm.book.drop(loan.id)
+        return f"{error}; the lease was given back, programs in the guest get errors"
     if not loan.is_memory:
         vm.book.drop(loan.id)
         return f"{error}; the lease was given back, the guest still has the vCPUs online on this host"

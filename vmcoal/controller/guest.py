@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 
+from vmcoal.controller import gpu
 from vmcoal.controller.vm import Vm, cpu_names
 from vmcoal.errors import VmcoalError
 from vmcoal.guest.channel import Agent, wait_agent
@@ -36,6 +37,8 @@ class GuestKeeper:
         agent = await wait_agent(self._vm.folders, deadline=deadline, vserport=self._vserport, prefer=prefer)
         with contextlib.suppress(VmcoalError):
             await self._park_unlent(agent)
+        with contextlib.suppress(VmcoalError):
+            await gpu.show_again(self._vm, agent)
         self._vm.agent = agent
 
     async def keep_agent(self) -> None:
@@ -91,7 +94,7 @@ class GuestKeeper:
         vm = self._vm
         if vm.spec.cpu_mode is CpuMode.HOTPLUG:
             return
-        lent = {(loan.node, loan.core) for loan in vm.book if not loan.is_memory}
+        lent = {(loan.node, loan.core) for loan in vm.book if loan.is_cpu}
         for cpu in (await agent.topology(deadline=10.0)).cpus:
             if cpu.online and cpu.socket and cpu.core is not None and (cpu.socket, cpu.core) not in lent:
                 await agent.cpu_set(cpu_names(cpu.socket, [cpu.core]), False, deadline=30.0)

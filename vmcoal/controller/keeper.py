@@ -185,7 +185,8 @@ class Keeper:
             if loan.is_memory and granted.memory is not None:
                 await self._relink(loan, granted, session.peer_address)
             back = link_changed(self._book.get(loan.id) or loan, up=True)
-            self._book.put(msgspec.structs.replace(back, problem=None))
+            # A GPU that was lost is unplugged: nothing comes back.
+            self._book.put(msgspec.structs.replace(back, problem=loan.problem if loan.is_gpu else None))
         log.info("lender %s is back", lender)
         self._changed()
 
@@ -193,7 +194,7 @@ class Keeper:
         loan = self._book.get(lease)
         if loan is None or loan.problem is not None or loan.state is AttachmentState.ATTACHING:
             return
-        lost = "its vCPUs were given to somebody else"
+        lost = "its GPU is lost" if loan.is_gpu else "its vCPUs were given to somebody else"
         if loan.is_memory:
             alone = len(self._book.places(loan.region)) == 1
             lost = f"its {'' if alone else 'copy of '}{loan.size >> 20} MiB {'are' if alone else 'is'} lost"

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from vmcoal.controller.journal import Journal
-from vmcoal.model.attachment import AttachedCpu, AttachedMemory, Attachment, AttachmentState, MemoryStyle
+from vmcoal.model.attachment import AttachedCpu, AttachedGpu, AttachedMemory, Attachment, AttachmentState, MemoryStyle
+from vmcoal.model.gpu import GpuDevice
 from vmcoal.model.lease import Lease, LeaseEvent, LeaseState, ResourceKind, advance
 from vmcoal.model.link import Link
 from vmcoal.model.machine import Engine, MachineSpec
@@ -22,6 +23,7 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True):
     attached with, whoever has its pages by now; ``number`` is the place of this lease's bytes there. A ``copy`` is a
     second lease of a region; the device is the other one's. ``replicas`` is in how many places the region's pages are
     wanted, ``on_loss`` what touching a lost one does. CPU: ``cpu_engine`` and ``core``, the slot of the node.
+    GPU: ``gpu`` what it is, ``device`` its PCI function and ``address`` where the guest has it.
     ``problem`` says what is wrong with it, for people. ``since`` is the time of the grant, seconds since the epoch.
     """
 
@@ -44,6 +46,8 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True):
     on_loss: LossPolicy = LossPolicy.STALL
     cpu_engine: Engine = Engine.LOCAL
     core: int = 0
+    gpu: GpuDevice | None = None
+    address: str = ""
     problem: str | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +69,16 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True):
     def is_memory(self) -> bool:
         """Whether it is a memory lease."""
         return self.lease.kind is ResourceKind.MEMORY
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it is a vCPU lease."""
+        return self.lease.kind is ResourceKind.CPU
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is a GPU lease."""
+        return self.lease.kind is ResourceKind.GPU
 
 
 class LoanBook:
@@ -202,7 +216,7 @@ def _attachment(lender: str, node: int, loans: list[Loan], spec: MachineSpec) ->
                 lease_state=loan.lease.state,
             )
             for loan in loans
-            if not loan.is_memory
+            if loan.is_cpu
         ),
         memory=tuple(
             AttachedMemory(
@@ -220,5 +234,18 @@ def _attachment(lender: str, node: int, loans: list[Loan], spec: MachineSpec) ->
             )
             for loan in loans
             if loan.is_memory
+        ),
+        gpus=tuple(
+            AttachedGpu(
+                lease=loan.id,
+                engine=loan.engine,
+                gpu=loan.gpu,
+                device=loan.device,
+                address=loan.address,
+                state=loan.state,
+                lease_state=loan.lease.state,
+            )
+            for loan in loans
+            if loan.gpu is not None
         ),
     )

@@ -10,6 +10,7 @@ import logging
 
 import msgspec
 
+from vmcoal.controller import gpu
 from vmcoal.controller.detach import give_back
 from vmcoal.controller.loans import Loan
 from vmcoal.controller.places import tidy
@@ -32,6 +33,8 @@ def _left(vm: Vm, loan: Loan, plugged: PluggedState) -> bool:
         return False
     if loan.is_memory:
         return loan.device not in plugged.devices
+    if loan.is_gpu:  # a lost one was unplugged, and is told until it is detached
+        return bool(loan.device) and loan.device not in {one.device for one in plugged.pci}
     return vm.spec.cpu_mode is CpuMode.HOTPLUG and (loan.node, loan.core) not in plugged.cpus
 
 
@@ -58,11 +61,17 @@ async def reconcile(vm: Vm) -> list[str]:
         if loan.id in gone:
             try:
                 # Its device is gone, but the controller may have been killed before it deleted the backend.
+                if loan.is_gpu:
+                    await gpu.leave(vm, loan, deadline=10.0)
                 if loan.is_memory:
                     await memory.ensure_unplugged(vm.qmp, loan.device, loan.backend, deadline=10.0)
                 told += [f"lease {loan.id} had left the guest and was given back", *await give_back(vm, loan)]
             except VmcoalError as error:
                 told.append(f"lease {loan.id} could not be given back: {error}")
+            continue
+        if loan.is_gpu:
+            if await gpu.settle(vm, loan):
+                told.append(f"the GPU of lease {loan.id} is lost")
             continue
         problem = await vm.engine.health(loan.region) if loan.is_memory and not loan.copy else None
         if problem is not None:

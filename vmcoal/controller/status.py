@@ -76,7 +76,8 @@ def _troubles(vm: Vm) -> list[str]:
         alone = sum(loan.size for loan in loans if loan.is_memory and len(vm.book.places(loan.region)) == 1)
         if down is not None:
             grace = max(loan.lease.terms.grace for loan in loans)
-            stalls = f"what touches its {format_size(alone)} may stall" if alone else "its vCPUs are not renewed"
+            others = "its GPU may be lost" if any(loan.is_gpu for loan in loans) else "its vCPUs are not renewed"
+            stalls = f"what touches its {format_size(alone)} may stall" if alone else others
             rest = (
                 f"it can still come back within {format_duration(grace - down)}"
                 if down < grace
@@ -96,7 +97,9 @@ def _troubles(vm: Vm) -> list[str]:
         if loan.problem and loan.is_memory and len(vm.book.places(loan.region)) > 1:
             found.append(f"{loan.problem}; its other place is used, and this one is replaced by itself")
         elif loan.problem:
-            found.append(f"{loan.problem}; next: vmcoal shutdown {name} --force")
+            lender = loan.lease.lender
+            remedy = f"detach {name} --gpu --from {lender}" if loan.is_gpu else f"shutdown {name} --force"
+            found.append(f"{loan.problem}; next: vmcoal {remedy}")
         elif loan.lease.state is LeaseState.REVOKING:
             found.append(
                 f"{loan.lease.lender} takes lease {loan.id} back; next: vmcoal detach {name} --from {loan.lease.lender}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from vmcoal.controller import gpu
 from vmcoal.controller.journal import TUNING
 from vmcoal.controller.transaction import Undo
 from vmcoal.controller.vm import Vm, cpu_names
@@ -170,6 +171,20 @@ def undos(vm: Vm) -> dict[str, Undo]:
         else:
             vm.book.put(msgspec.structs.replace(loan, lease=reply))
 
+    async def serve_gpu(data: dict[str, Any]) -> None:
+        await gpu.end_way(vm, data["lease"])
+
+    async def plug_gpu(data: dict[str, Any]) -> None:
+        loan = vm.book.get(data["lease"])
+        await gpu.unplug(vm, data["lease"], loan.address if loan else "", deadline=_DEADLINE)
+
+    async def show_gpu(data: dict[str, Any]) -> None:
+        await gpu.hide(vm, data["lease"])
+
+    async def hide_gpu(data: dict[str, Any]) -> None:
+        if vm.agent is not None:
+            await gpu.show_again(vm, vm.agent, data["lease"])
+
     return {
         "lease": lease,
         "book": book,
@@ -191,4 +206,8 @@ def undos(vm: Vm) -> dict[str, Undo]:
         "online-cpus": online_cpus,
         "offline-cpus": offline_cpus,
         "drain": drain,
+        "serve-gpu": serve_gpu,
+        "plug-gpu": plug_gpu,
+        "show-gpu": show_gpu,
+        "hide-gpu": hide_gpu,
     }

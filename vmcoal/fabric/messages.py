@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from vmcoal.errors import WireError
+from vmcoal.model.gpu import GpuServer
 from vmcoal.model.lease import Lease, Offer, ResourceKind
 from vmcoal.model.lease import MemoryServer as MemoryServer
 
@@ -90,11 +91,12 @@ class Request(_Message, frozen=True, kw_only=True):
 
 
 class Granted(_Message, frozen=True, kw_only=True):
-    """A lease with what is needed to use it: ``memory`` for memory leases."""
+    """A lease with what is needed to use it: ``memory`` for memory leases, ``gpu`` for GPU leases."""
 
     id: int
     lease: Lease
     memory: MemoryServer | None = None
+    gpu: GpuServer | None = None
 
 
 class Report(_Message, frozen=True, kw_only=True):

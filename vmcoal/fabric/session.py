@@ -21,6 +21,7 @@ from vmcoal.fabric.identity import Identity, LenderRecord
 from vmcoal.fabric.probe import boot_id, kernel_rtt, same_boot, sample_link
 from vmcoal.fabric.wire import ProtocolBreach, check_version, clean, clean_error, decode_from_lender, encode
 from vmcoal.layout import check_name
+from vmcoal.model.gpu import GpuServer
 from vmcoal.model.lease import Lease, LeaseTerms, Offer, ResourceKind
 from vmcoal.model.link import LinkSample
 
@@ -207,7 +208,7 @@ class LenderSession:
             self._event.clear()
             await self._event.wait()
 
-    def data_address(self, server: m.MemoryServer) -> str:
+    def data_address(self, server: m.MemoryServer | GpuServer) -> str:
         """Return the IP address of a lease's server."""
         return server.address or self.peer_address
 

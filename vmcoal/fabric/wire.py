@@ -18,6 +18,7 @@ import msgspec
 from vmcoal.errors import InternalError, PrerequisiteError, RefusedError, WireError
 from vmcoal.fabric import messages as m
 from vmcoal.layout import NAME_PATTERN
+from vmcoal.model.gpu import GpuDevice
 from vmcoal.model.lease import Lease, LeaseTerms, Offer, ResourceKind
 
 LARGEST_AMOUNT = 1 << 52
@@ -25,6 +26,7 @@ LONGEST_SECONDS = 366 * 86400.0
 _LONGEST_TEXT = 1000
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _EXPORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_GPUS_MAX, _GPU_TEXT_MAX = 16, 128
 _PSK = re.compile(r"(?:[0-9a-fA-F]{2}){16,64}")
 _WORD = re.compile(r"[a-z][a-z-]{0,31}")
 _SOFTWARE = re.compile(r"[ -~]{0,64}")
@@ -199,6 +201,16 @@ def _check_offer(offer: Offer) -> None:
         (offer.gpus_free, offer.gpus_total),
     ):
         _need(0 <= free <= total <= LARGEST_AMOUNT, "an offer out of range")
+    _need(len(offer.gpus) == offer.gpus_free <= _GPUS_MAX, "an offer out of range")
+    for device in offer.gpus:
+        _check_gpu(device)
+
+
+def _check_gpu(device: GpuDevice) -> None:
+    for text in (device.name, device.vendor, device.driver):
+        _need(len(text) <= _GPU_TEXT_MAX and text.isprintable(), "an ill-formed name of a GPU")
+    _need(0 <= device.memory <= LARGEST_AMOUNT, "a GPU's memory out of range")
+    _need(0 <= device.platform <= _GPUS_MAX and 0 <= device.index <= _GPUS_MAX, "a GPU's number out of range")
 
 
 @_check.register
@@ -248,11 +260,15 @@ def _(message: m.Request) -> None:
 def _(message: m.Granted) -> None:
     _need_id(message.id)
     _check_lease(message.lease)
-    server = message.memory
-    _need((server is not None) == (message.lease.kind is ResourceKind.MEMORY), "a grant without its server", message.id)
+    for one, kind in ((message.memory, ResourceKind.MEMORY), (message.gpu, ResourceKind.GPU)):
+        _need((one is not None) == (message.lease.kind is kind), "a grant without its server", message.id)
+    if message.memory is not None:
+        _need(_EXPORT.fullmatch(message.memory.export) is not None, "an ill-formed export name", message.id)
+    if message.gpu is not None:
+        _check_gpu(message.gpu.device)
+    server = message.memory or message.gpu
     if server is not None:
         _need(0 < server.port < 1 << 16, "a port out of range", message.id)
-        _need(_EXPORT.fullmatch(server.export) is not None, "an ill-formed export name", message.id)
         _need(_EXPORT.fullmatch(server.psk_identity) is not None, "an ill-formed key identity", message.id)
         _need(_PSK.fullmatch(server.psk) is not None, "an ill-formed key", message.id)
         if server.address is not None:

@@ -124,6 +124,11 @@ class Host:
         )
         return Path(mount + own.rstrip("/")) if mount and own else None
 
+    def memory_total(self) -> int:
+        """Return the bytes of memory that this host has (MemTotal)."""
+        match = re.search(r"^MemTotal:\s+(\d+) kB", self.read("/proc/meminfo") or "", re.MULTILINE)
+        return int(match[1]) * 1024 if match else 0
+
     def memory_available(self) -> int:
         """Return the bytes that programs can still get without swapping (MemAvailable)."""
         match = re.search(r"^MemAvailable:\s+(\d+) kB", self.read("/proc/meminfo") or "", re.MULTILINE)

@@ -40,7 +40,7 @@ async def _run(options: argparse.Namespace, folders: LenderFolders) -> None:
     from vmcoal.lending.daemon import Lender, Settings
 
     capacity = None
-    if options.cpus is not None or options.memory is not None:
+    if any(option is not None for option in (options.cpus, options.memory, options.gpu)):
         capacity = Capacity(options.cpus or 0, parse_size(options.memory) if options.memory not in (None, "0") else 0)
     if capacity is None or capacity.memory:
         missing = await asyncio.to_thread(missing_server)
@@ -48,6 +48,7 @@ async def _run(options: argparse.Namespace, folders: LenderFolders) -> None:
             raise PrerequisiteError(f"this host cannot lend memory: {missing}", hint=REMEDY)
     settings = Settings(
         capacity=capacity,
+        gpus=options.gpu,
         listen=parse_listen(options.listen) if options.listen else None,
         data_ports=parse_ports(options.data_ports) if options.data_ports else None,
         metrics=options.metrics,
@@ -65,11 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vmcoal.lending", description="run one lender in the foreground")
     parser.add_argument("name")
     parser.add_argument("--cpus", type=int, help="vCPUs to lend at most")
-    parser.add_argument("--memory", help="memory to lend at most, e.g. 2G; without --cpus and --memory as last time")
+    parser.add_argument("--memory", help="memory to lend at most, e.g. 2G")
+    parser.add_argument("--gpu", help="auto, none or ids; without --cpus, --memory and --gpu as last time")
     parser.add_argument(
         "--listen", help=f"HOST, HOST:PORT or [IPV6]:PORT (default: every address, port {DEFAULT_PORT})"
     )
-    parser.add_argument("--data-ports", help="FIRST-LAST: TCP ports of lent memory, for firewalls (default: any)")
+    parser.add_argument("--data-ports", help="FIRST-LAST: TCP ports of the leases, for firewalls (default: any)")
     parser.add_argument("--metrics", help="serve Prometheus metrics on HOST:PORT")
     parser.add_argument("--ready-fd", type=int, help="descriptor that gets one byte when commands are answered")
     return parser

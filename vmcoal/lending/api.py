@@ -12,9 +12,9 @@ Methods, with the type of ``params`` → the type of the result:
     stop       DrainRequest    → ReclaimResult  drains, then ends the lender and its holder
     metrics    –               → str (Prometheus text exposition)
 
-``python -m vmcoal.lending NAME --cpus N --memory BYTES [--listen ADDRESS] [--metrics ADDRESS] [--ready-fd N]`` runs a
-lender in the foreground; one byte on ``--ready-fd`` says that it answers. Without ``--cpus`` and ``--memory`` it lends
-what it lent last.
+``python -m vmcoal.lending NAME --cpus N --memory BYTES --gpu WHICH [--listen ADDRESS] [--metrics ADDRESS]
+[--ready-fd N]`` runs a lender in the foreground; one byte on ``--ready-fd`` says that it answers. Without ``--cpus``,
+``--memory`` and ``--gpu`` it lends what it lent last.
 """
 
 from __future__ import annotations

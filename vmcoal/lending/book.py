@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 import msgspec
 
 from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UsageError
+from vmcoal.model.gpu import GpuDevice
 from vmcoal.model.lease import (
     TERMINAL,
     IllegalTransitionError,
@@ -48,10 +49,11 @@ _REACHED = {
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """What the lender's operator lends in all: vCPUs and bytes."""
+    """What the lender's operator lends in all: vCPUs, bytes and GPUs."""
 
     cpus: int
     memory: int
+    gpus: tuple[GpuDevice, ...] = ()
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -78,7 +80,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     ``token`` the borrower's name for its request; ``generation`` the nonce of the bytes; ``port`` of the server, 0
     where there is none; ``heard`` the last message; ``since`` when its state began; ``revoke_by`` when it is taken
     back; ``reason`` why it ends or ended; ``held`` while the server and its bytes are there; ``peer`` the IP address
-    that its borrower came from last.
+    that its borrower came from last; ``gpu`` the device of a GPU lease.
     """
 
     lease: Lease
@@ -91,6 +93,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     held: bool = True
     peer: str = ""
+    gpu: GpuDevice | None = None
 
     @property
     def live(self) -> bool:
@@ -149,14 +152,23 @@ class LeaseBook:
         """Return what of ``kind`` is committed, or not given back yet."""
         return sum(e.lease.committed for e in self._entries.values() if e.held and e.lease.kind is kind)
 
+    def free_gpus(self) -> tuple[GpuDevice, ...]:
+        """Return the GPUs that are not lent, or not given back yet."""
+        taken = {e.gpu.id for e in self._entries.values() if e.held and e.gpu is not None}
+        return tuple(device for device in self.capacity.gpus if device.id not in taken)
+
     def offer(self, *, same_host: bool = False) -> Offer:
         """Return what is free now."""
+        gpus = self.free_gpus()
         return Offer(
             lender=self.lender,
             cpus_free=max(0, self.capacity.cpus - self.used(K.CPU)),
             cpus_total=self.capacity.cpus,
             memory_free=max(0, self.capacity.memory - self.used(K.MEMORY)),
             memory_total=self.capacity.memory,
+            gpus_free=len(gpus),
+            gpus_total=len(self.capacity.gpus),
+            gpus=gpus,
             cordoned=self.cordoned,
             same_host=same_host,
         )
@@ -208,7 +220,8 @@ class LeaseBook:
             vm=vm,
             terms=self.limits.terms(ttl, grace),
         )
-        entry = Entry(lease=lease, token=token, generation=self._new_id(), heard=now, since=now, peer=peer)
+        gpu = self.free_gpus()[0] if kind is K.GPU else None
+        entry = Entry(lease=lease, token=token, generation=self._new_id(), heard=now, since=now, peer=peer, gpu=gpu)
         self._put(entry, E.REQUEST)
         self.epoch = lease.epoch
         return entry

@@ -22,8 +22,8 @@ def check_capacity(wanted: Capacity, *, reserved: int, host: Host | None = None)
     with what there is.
     """
     host = host or Host()
-    if wanted.cpus < 0 or wanted.memory < 0 or not (wanted.cpus or wanted.memory):
-        raise UsageError("nothing to lend", hint="give --cpus N, --memory SIZE or both")
+    if wanted.cpus < 0 or wanted.memory < 0 or not (wanted.cpus or wanted.memory or wanted.gpus):
+        raise UsageError("nothing to lend", hint="give --cpus N, --memory SIZE, --gpu auto or several of them")
     cpus = len(os.sched_getaffinity(0))
     if wanted.cpus > cpus:
         raise PrerequisiteError(
@@ -49,4 +49,4 @@ def check_capacity(wanted: Capacity, *, reserved: int, host: Host | None = None)
                 + (f", {format_size(HEADROOM)} kept for itself" if "memory" in what else ""),
                 hint=remedy,
             )
-    return Capacity(wanted.cpus, wanted.memory - wanted.memory % GRAIN)
+    return Capacity(wanted.cpus, wanted.memory - wanted.memory % GRAIN, wanted.gpus)

@@ -25,11 +25,14 @@ from vmcoal.lending.book import Capacity, Entry, LeaseBook, Limits
 from vmcoal.lending.capacity import check_capacity
 from vmcoal.lending.control import Commands
 from vmcoal.lending.desk import Desk
+from vmcoal.lending.gpu_server import REMEDY, GpuServers, missing
 from vmcoal.lending.journal import LenderJournal
-from vmcoal.lending.memory_server import MemoryServers, listen, resident
+from vmcoal.lending.listening import listen
+from vmcoal.lending.memory_server import MemoryServers, resident
 from vmcoal.lending.sessions import Sessions
 from vmcoal.metrics.http import parse_address, serve_metrics
 from vmcoal.metrics.lender import LenderMetrics
+from vmcoal.model.gpu import GpuDevice
 from vmcoal.model.lease import LeaseEvent
 
 log = logging.getLogger("vmcoal.lending")
@@ -43,11 +46,13 @@ _START = 10.0
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator asked for; ``None`` stands for what was asked for last time.
 
-    ``host`` and ``port`` to listen on (host ``""``: every address); ``data_ports`` first and last port of the memory
-    servers, or ``None`` for any; ``metrics`` ``host:port`` or ``None``.
+    ``gpus`` which OpenCL devices (`vmcoal.host.opencl.choose`); ``host`` and ``port`` to listen on (host ``""``: every
+    address); ``data_ports`` first and last port of the leases' servers, or ``None`` for any; ``metrics`` ``host:port``
+    or ``None``.
     """
 
     capacity: Capacity | None = None
+    gpus: str | None = None
     listen: tuple[str, int] | None = None
     data_ports: tuple[int, int] | None = None
     metrics: str | None = None
@@ -65,6 +70,7 @@ class Lender:
         self._holder: Holder
         self._desk: Desk
         self._servers: MemoryServers
+        self._gpus: GpuServers
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Lend until stopped; ``ready`` is called when the control socket answers.
@@ -76,7 +82,7 @@ class Lender:
             journal = LenderJournal(self._folders.journal)
             stack.callback(journal.close)
             entries = journal.load()
-            capacity = self._capacity(journal, entries)
+            capacity = await self._capacity(journal, entries)
             listener = self._listen(journal)
             stack.callback(listener.close)
             if self._settings.metrics:
@@ -92,13 +98,10 @@ class Lender:
             await self._open_holder()
             stack.push_async_callback(self._close_holder)
             first, last = self._settings.data_ports or (0, -1)
-            self._servers = MemoryServers(
-                self._holder,
-                self._folders,
-                host=None if host == "::" else host,
-                ports=range(first, last + 1),
-                cgroups=cgroups,
-            )
+            where = None if host == "::" else host
+            ports = range(first, last + 1)
+            self._servers = MemoryServers(self._holder, self._folders, host=where, ports=ports, cgroups=cgroups)
+            self._gpus = GpuServers(self._holder, self._folders, host=where, ports=ports, cgroups=cgroups)
             book = LeaseBook(
                 self._name,
                 capacity,
@@ -107,7 +110,7 @@ class Lender:
                 record=self._record,
                 cordoned=journal.get("cordoned") == "1",
             )
-            self._desk = desk = Desk(book, journal, self._servers, metrics=metrics)
+            self._desk = desk = Desk(book, journal, self._servers, self._gpus, metrics=metrics)
             sessions = Sessions(desk, store.by_key)
             desk.revoked = sessions.revoked
             await self._adopt(journal, entries)
@@ -151,10 +154,16 @@ class Lender:
 
     # Start
 
-    def _capacity(self, journal: LenderJournal, entries: list[Entry]) -> Capacity:
+    async def _capacity(self, journal: LenderJournal, entries: list[Entry]) -> Capacity:
         wanted, said = self._settings.capacity, journal.get("capacity")
+        gpus = self._settings.gpus
         if wanted is None:
             wanted = msgspec.json.decode(said, type=Capacity) if said else Capacity(0, 0)
+            gpus = gpus or journal.get("gpus")
+        # Devices come and go with drivers, so they are looked for at each start.
+        gpus = gpus or "none"
+        wanted = msgspec.structs.replace(wanted, gpus=await _devices(gpus))
+        journal.set("gpus", gpus)
         reserved = sum(resident(self._folders, entry) for entry in entries if entry.held)
         return check_capacity(wanted, reserved=reserved)
 
@@ -193,7 +202,7 @@ class Lender:
             await self._holder.close()
             try:
                 await self._open_holder()
-                self._servers.holder = self._holder
+                self._servers.holder = self._gpus.holder = self._holder
                 await self._desk.revive_all()
                 await self._holder.watch(self._desk.server_ended)
             except VmcoalError as error:
@@ -242,6 +251,17 @@ class Lender:
                 await self._holder.shutdown(grace=1.0)
         except VmcoalError as error:
             log.error("the holder did not end: %s", error)
+
+
+async def _devices(wanted: str) -> tuple[GpuDevice, ...]:
+    """Return the OpenCL devices to lend; raises `PrerequisiteError` where this host cannot."""
+    if wanted == "none":
+        return ()
+    from vmcoal.host.opencl import choose, find_devices
+
+    if why := missing():
+        raise PrerequisiteError(f"this host cannot lend GPUs: {why}", hint=REMEDY)
+    return tuple(choose(await find_devices(), wanted))
 
 
 def _bind(host: str, port: int, *, option: str) -> socket.socket:

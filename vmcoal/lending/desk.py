@@ -15,9 +15,11 @@ from vmcoal.errors import DeadlineError, NotFoundError, RefusedError, Unreachabl
 from vmcoal.holding.children import ExitEvent
 from vmcoal.lending.api import ReclaimResult
 from vmcoal.lending.book import Entry, LeaseBook
+from vmcoal.lending.gpu_server import SERVER, GpuServers
 from vmcoal.lending.journal import KEPT_ROWS, LenderJournal
 from vmcoal.lending.memory_server import MemoryServers
 from vmcoal.metrics.lender import LenderMetrics
+from vmcoal.model.gpu import GpuServer
 from vmcoal.model.lease import Lease, LeaseEvent, LeaseState, MemoryServer, ResourceKind
 from vmcoal.policy.admission import GRAIN
 
@@ -29,6 +31,8 @@ _RETRY = 2.0
 _PAUSE = 0.01
 
 Revoked = Callable[[Entry, float], None]
+Server = MemoryServer | GpuServer
+"""How to reach what a lease lends."""
 
 
 class Desk:
@@ -39,6 +43,7 @@ class Desk:
         book: LeaseBook,
         journal: LenderJournal,
         servers: MemoryServers,
+        gpus: GpuServers,
         *,
         metrics: LenderMetrics,
         revoked: Revoked = lambda entry, deadline: None,
@@ -46,6 +51,7 @@ class Desk:
     ) -> None:
         self.book = book
         self.servers = servers
+        self.gpus = gpus
         self.revoked = revoked
         self.now = now
         self.metrics = metrics
@@ -91,7 +97,7 @@ class Desk:
 
     # For the borrower
 
-    async def grant(self, entry: Entry) -> tuple[Lease, MemoryServer | None]:
+    async def grant(self, entry: Entry) -> tuple[Lease, Server | None]:
         """Make a requested lease real, once however often it is asked for; return it with its server."""
         lease = entry.lease.id
         if entry.lease.state is LeaseState.REQUESTED:
@@ -102,13 +108,13 @@ class Desk:
             entry = await asyncio.shield(task)
         return await self._with_server(entry)
 
-    async def resume(self, entry: Entry) -> tuple[Lease, MemoryServer | None]:
+    async def resume(self, entry: Entry) -> tuple[Lease, Server | None]:
         """Return a live lease with its server, which is started again if it has to be.
 
         Raises `RefusedError` if its bytes are gone, `UnreachableError` while its server cannot run (another program
         has its port).
         """
-        if entry.lease.kind is ResourceKind.MEMORY and entry.lease.state is not LeaseState.REQUESTED:
+        if self._behind(entry) is not None and entry.lease.state is not LeaseState.REQUESTED:
             try:
                 await self._revive(entry)
             except VmcoalError as error:
@@ -120,7 +126,7 @@ class Desk:
             entry = self.book.entry(entry.lease.id)
             if not entry.live:
                 raise RefusedError(
-                    f"the bytes of lease {entry.lease.id} are gone: {entry.reason}",
+                    f"what lease {entry.lease.id} lent is gone: {entry.reason}",
                     host=self.book.lender,
                     hint="detach it and attach again",
                 )
@@ -182,14 +188,15 @@ class Desk:
             if not same_boot:
                 self.book.failed(self.now(), entry.lease.id, "the lender's host was started anew")
         await self.revive_all()
-        for name in await self.servers.sweep(self.book.entries()):
+        entries = self.book.entries()
+        for name in [*await self.servers.sweep(entries), *await self.gpus.sweep(entries)]:
             log.warning("ended %s, which belonged to no lease", name)
         self.reap()
 
     async def revive_all(self) -> None:
-        """See that every live memory lease has its server: after a restart of this process or of the holder."""
+        """See that every live lease has its server: after a restart of this process or of the holder."""
         for entry in self.book.live():
-            if entry.lease.kind is ResourceKind.MEMORY and entry.lease.state is not LeaseState.REQUESTED:
+            if self._behind(entry) is not None and entry.lease.state is not LeaseState.REQUESTED:
                 try:
                     await self._revive(entry)
                 except VmcoalError as error:
@@ -197,7 +204,7 @@ class Desk:
 
     def server_ended(self, event: ExitEvent) -> None:
         """Take note of the end of a lease's server; one that the holder gave up is the end of its lease."""
-        lease = event.id.removeprefix("serve-")
+        lease = event.id.removeprefix("serve-").removeprefix(SERVER)
         entry = next((e for e in self.book.live() if e.lease.id == lease), None)
         if entry is None or entry.lease.state is LeaseState.REQUESTED or self._reviving.locked():
             return
@@ -252,14 +259,16 @@ class Desk:
     async def _grant(self, entry: Entry) -> Entry:
         lease, port, began, outcome = entry.lease.id, 0, time.monotonic(), "ok"
         try:
-            if entry.lease.kind is ResourceKind.MEMORY:
+            if (servers := self._behind(entry)) is not None:
                 async with asyncio.timeout(_GRANT_DEADLINE):
-                    port = (await self.servers.start(entry)).port
+                    port = (await servers.start(entry)).port
             return self.book.granted(self.now(), lease, port=port)
         except TimeoutError:
             outcome = "DeadlineError"
-            self.book.failed(self.now(), lease, "its bytes could not be reserved in time")
-            raise DeadlineError("the lender could not reserve the memory in time", host=self.book.lender) from None
+            self.book.failed(self.now(), lease, "its server was not ready in time")
+            raise DeadlineError(
+                f"the lender could not make the {entry.lease.kind} ready in time", host=self.book.lender
+            ) from None
         except BaseException as error:
             outcome = type(error).__name__
             self.book.failed(self.now(), lease, str(error) or "it was given up")
@@ -269,10 +278,17 @@ class Desk:
             del self._granting[lease]
             self.reap()
 
-    async def _with_server(self, entry: Entry) -> tuple[Lease, MemoryServer | None]:
-        if entry.lease.kind is not ResourceKind.MEMORY:
+    def _behind(self, entry: Entry) -> MemoryServers | GpuServers | None:
+        """Return who serves a lease of this kind; a vCPU has no server."""
+        if entry.lease.kind is ResourceKind.MEMORY:
+            return self.servers
+        return self.gpus if entry.lease.kind is ResourceKind.GPU else None
+
+    async def _with_server(self, entry: Entry) -> tuple[Lease, Server | None]:
+        servers = self._behind(entry)
+        if servers is None:
             return entry.lease, None
-        server = self.servers.describe(entry)
+        server = servers.describe(entry)
         if server is None:
             raise RefusedError(f"the key of lease {entry.lease.id} is gone", host=self.book.lender, hint="attach again")
         return entry.lease, server
@@ -282,7 +298,9 @@ class Desk:
         trouble = f"serve {lease}"
         async with self._reviving:
             try:
-                await self.servers.find(entry)
+                servers = self._behind(entry)
+                assert servers is not None
+                await servers.find(entry)
                 self._troubles.pop(trouble, None)
             except NotFoundError as error:
                 self._troubles.pop(trouble, None)
@@ -302,22 +320,23 @@ class Desk:
         lease, began = entry.lease.id, time.monotonic()
         trouble = f"reclaim {lease}"
         try:
-            if entry.lease.kind is ResourceKind.MEMORY:
-                await self.servers.stop(entry)
+            if (servers := self._behind(entry)) is not None:
+                await servers.stop(entry)
             self.book.reclaimed(lease)
             self.metrics.reclaimed(entry.lease.kind, time.monotonic() - began)
             self._troubles.pop(trouble, None)
             self._troubles.pop(f"serve {lease}", None)
         except VmcoalError as error:
-            log.error("lease %s is over, but its bytes are not back: %s", lease, error)
-            self._troubles[trouble] = f"the bytes of lease {lease} are not back yet: {error.message}"
+            log.error("lease %s is over, but what it had is not back: %s", lease, error)
+            self._troubles[trouble] = f"what lease {lease} had is not back yet: {error.message}"
 
     def _spare_the_connected(self) -> None:
         """Take no lease from a VM whose data connection lives: only its controller is silent, and will be back."""
         silent = {(entry.lease.borrower, entry.lease.vm) for entry in self.book.expiring(self.now())}
         for entry in self.book.live() if silent else ():
             vm = entry.lease.borrower, entry.lease.vm
-            if vm in silent and self.servers.in_use(entry):
+            servers = self._behind(entry)
+            if vm in silent and servers is not None and servers.in_use(entry):
                 log.info("%s/%s is silent, but uses lease %s: it is kept", *vm, entry.lease.id)
                 self.book.alive(self.now(), *vm)
                 silent.discard(vm)

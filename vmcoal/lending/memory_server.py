@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from vmcoal.backends import nbd, strays
-from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, PrerequisiteError, RefusedError
+from vmcoal.errors import ExecutionError, NotFoundError, RefusedError
 from vmcoal.holding.children import ChildSpec, Restart
 from vmcoal.holding.client import Holder
 from vmcoal.host.facts import Host
 from vmcoal.layout import LenderFolders, make_private, shm_home
 from vmcoal.lending import cgroup, connections
 from vmcoal.lending.book import Entry
+from vmcoal.lending.listening import listen_on
 from vmcoal.model.lease import MemoryServer
 from vmcoal.model.units import format_size
 from vmcoal.together import together
@@ -180,7 +180,7 @@ class MemoryServers:
 
     async def _serve(self, entry: Entry, port: int) -> int:
         lease, log = entry.lease.id, self._log(entry.lease.id)
-        with self._listen(port) as listener:
+        with listen_on(self._host, port, self._ports) as listener:
             connections.notice_loss(listener)
             port = int(listener.getsockname()[1])
             argv = nbd.server_argv(self.file(entry), self._export(entry), self._psk_file(lease), threads=THREADS)
@@ -210,23 +210,6 @@ class MemoryServers:
             finally:
                 unwatch()
         return port
-
-    def _listen(self, port: int) -> socket.socket:
-        """Return a listening socket on ``port``, or on a free one of the data ports if it is 0."""
-        candidates = [port] if port else list(self._ports) or [0]
-        for candidate in candidates:
-            try:
-                return listen(self._host, candidate)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise PrerequisiteError(
-                        f"cannot listen on {self._host or 'any address'}: {error.strerror}",
-                        hint="list the addresses: ip -brief address",
-                    ) from error
-        raise ConflictError(
-            f"port {port} is taken" if port else f"no data port of {self._ports.start}-{self._ports.stop - 1} is free",
-            hint="end what listens there: ss -ltnp",
-        )
 
     async def _greeted(self, lease: str, listener: socket.socket, ended: asyncio.Future[None]) -> None:
         """Return when nbdkit greets on its socket: it has read its key, opened its file and joined its group."""
@@ -295,14 +278,6 @@ def resident(folders: LenderFolders, entry: Entry) -> int:
 
 def _child(lease: str) -> str:
     return f"{_PREFIX}{lease}"
-
-
-def listen(host: str | None, port: int) -> socket.socket:
-    """Return a listening TCP socket on ``host`` (``None``: every address, IPv4 and IPv6); raises `OSError`."""
-    if host is None and socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, backlog=64, dualstack_ipv6=True)
-    info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return socket.create_server(info[4][:2], family=info[0], backlog=64)
 
 
 async def _allocate(descriptor: int, size: int) -> None:

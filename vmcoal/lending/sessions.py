@@ -11,7 +11,9 @@ from vmcoal.fabric import messages as m
 from vmcoal.fabric.identity import BorrowerRecord
 from vmcoal.fabric.peer import Peer
 from vmcoal.lending.book import Entry
-from vmcoal.lending.desk import Desk
+from vmcoal.lending.desk import Desk, Server
+from vmcoal.model.gpu import GpuServer
+from vmcoal.model.lease import Lease
 
 log = logging.getLogger("vmcoal.lending")
 
@@ -118,12 +120,10 @@ class Sessions:
             case m.Renew():
                 return m.Renewed(id=message.id, leases=book.renew(desk.now(), borrower, peer.vm, message.leases))
             case m.Request():
-                lease, server = await desk.grant(self._requested(peer, message))
-                return m.Granted(id=message.id, lease=lease, memory=server)
+                return _granted(message.id, *await desk.grant(self._requested(peer, message)))
             case m.Resume():
                 entry = book.owned(desk.now(), message.lease, message.epoch, borrower)
-                lease, server = await desk.resume(entry)
-                return m.Granted(id=message.id, lease=lease, memory=server)
+                return _granted(message.id, *await desk.resume(entry))
             case m.Report():
                 entry = book.report(desk.now(), message.lease, message.epoch, borrower, message.event)
                 return m.LeaseReply(id=message.id, lease=entry.lease)
@@ -153,3 +153,9 @@ class Sessions:
             grace=message.grace,
             peer=peer.address,
         )
+
+
+def _granted(id: int, lease: Lease, server: Server | None) -> m.Granted:  # noqa: A002
+    if isinstance(server, GpuServer):
+        return m.Granted(id=id, lease=lease, gpu=server)
+    return m.Granted(id=id, lease=lease, memory=server)

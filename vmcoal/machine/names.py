@@ -2,7 +2,8 @@
 
 A vCPU is ``far<node>-cpu<core>``; a root port ``far<node>-port<n>`` on expander ``far<node>-pxb``, and one for a
 virtio-mem device ``far<node>-mem`` on the machine's own bus; of a memory lease the backend is ``mem-<lease>`` and the
-device ``dimm-<lease>`` or ``vmem-<lease>``.
+device ``dimm-<lease>`` or ``vmem-<lease>``; of a GPU lease the PCI function is ``gpu-<lease>``, which is also what the
+guest calls its port.
 """
 
 from __future__ import annotations
@@ -31,11 +32,29 @@ class MemoryIds(NamedTuple):
 
 def memory_ids(lease: str, style: MemoryStyle) -> MemoryIds:
     """Return the ids of lease ``lease``; raises `UsageError` if it cannot be part of a QEMU id."""
+    _check_lease(lease)
+    return MemoryIds(f"{_BACKEND}{lease}", f"{_DEVICE[style]}{lease}")
+
+
+class GpuIds(NamedTuple):
+    """The QOM ids of one GPU lease: the PCI function, its virtio-serial port, and the host side of that."""
+
+    device: str
+    port: str
+    chardev: str
+
+
+def gpu_ids(lease: str) -> GpuIds:
+    """Return the ids of GPU lease ``lease``; raises `UsageError` if it cannot be part of a QEMU id."""
+    _check_lease(lease)
+    return GpuIds(f"gpu-{lease}", f"gpu-{lease}-port", f"gpu-{lease}-way")
+
+
+def _check_lease(lease: str) -> None:
     if not _LEASE.fullmatch(lease):
         raise UsageError(
             f"{lease!r} cannot be a lease id", hint="use small letters, digits, dots, hyphens, underscores"
         )
-    return MemoryIds(f"{_BACKEND}{lease}", f"{_DEVICE[style]}{lease}")
 
 
 def is_backend_id(identifier: str) -> bool:

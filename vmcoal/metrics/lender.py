@@ -29,6 +29,8 @@ class LenderMetrics:
         self._resident = gauge("memory_resident_bytes", "Lent bytes that are really in memory")
         self._cpus = gauge("cpus", "vCPUs lent at most")
         self._cpus_free = gauge("cpus_free", "vCPUs that are not lent")
+        self._gpus = gauge("gpus", "GPUs lent at most")
+        self._gpus_free = gauge("gpus_free", "GPUs that are not lent")
         self._cordoned = gauge("cordoned", "1 while nothing new is lent")
         self._degraded = gauge("degraded", "Number of things that are degraded")
         self._sessions = gauge("sessions", "Open sessions of borrowers")
@@ -89,6 +91,8 @@ class LenderMetrics:
             self._resident: resident,
             self._cpus: offer.cpus_total,
             self._cpus_free: offer.cpus_free,
+            self._gpus: offer.gpus_total,
+            self._gpus_free: offer.gpus_free,
             self._cordoned: int(offer.cordoned),
             self._degraded: degraded,
             self._sessions: sessions,
@@ -96,12 +100,7 @@ class LenderMetrics:
         }
         for gauge, value in values.items():
             gauge.labels(self._lender).set(value)
-        counts = {
-            (kind, state): 0
-            for kind in (ResourceKind.MEMORY, ResourceKind.CPU)
-            for state in LeaseState
-            if state not in TERMINAL
-        }
+        counts = {(kind, state): 0 for kind in ResourceKind for state in LeaseState if state not in TERMINAL}
         for lease in leases:
             counts[lease.kind, lease.state] = counts.get((lease.kind, lease.state), 0) + 1
         for (kind, state), count in counts.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from vmcoal.model.gpu import GpuDevice
 from vmcoal.model.lease import LeaseState
 from vmcoal.model.link import Link
 from vmcoal.model.machine import Engine
@@ -40,6 +41,7 @@ class AttachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     lender: str | None = None
     cpus: int = 0
     memory: int = 0
+    gpu: bool = False
     style: MemoryStyle = MemoryStyle.DIMM
     engine: Engine = Engine.LOCAL
     node: int | None = None
@@ -52,13 +54,15 @@ class AttachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class DetachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `vmcoal detach` asks for: from one lender (or all), all of it unless ``cpus`` or ``memory`` says how much.
+    """What `vmcoal detach` asks for: from one lender (or all), all of it unless ``cpus``, ``memory`` or ``gpu`` (its
+    newest GPU) says how much.
     ``force`` gives the lease back even if the guest did not let go."""
 
     lender: str | None = None
     everything: bool = False
     cpus: int = 0
     memory: int = 0
+    gpu: bool = False
     deadline: float = 60.0
     force: bool = False
     dry_run: bool = False
@@ -93,6 +97,19 @@ class AttachedCpu(msgspec.Struct, frozen=True, kw_only=True):
     lease_state: LeaseState
 
 
+class AttachedGpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU. ``engine`` how its calls are carried; ``device`` the QOM id of its PCI function, empty where it was lost
+    and unplugged; ``address`` where the guest has it."""
+
+    lease: str
+    engine: str
+    gpu: GpuDevice
+    device: str
+    address: str
+    state: AttachmentState
+    lease_state: LeaseState
+
+
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one lender lends to one VM: it is bound to one far node."""
 
@@ -102,6 +119,7 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
     link: Link | None = None
     cpus: tuple[AttachedCpu, ...] = ()
     memory: tuple[AttachedMemory, ...] = ()
+    gpus: tuple[AttachedGpu, ...] = ()
 
 
 class Step(msgspec.Struct, frozen=True):

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from vmcoal.model.gpu import GpuDevice
+
 
 class ResourceKind(enum.StrEnum):
     """What can be lent. Trust is granted by kind."""
@@ -173,7 +175,8 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """What a lender would lend now: free vCPUs, bytes and GPUs, and what it has in all."""
+    """What a lender would lend now: free vCPUs, bytes and GPUs, and what it has in all. ``gpus`` the free ones, in the
+    order in which they are lent."""
 
     lender: str
     cpus_free: int
@@ -182,6 +185,7 @@ class Offer(msgspec.Struct, frozen=True):
     memory_total: int
     gpus_free: int = 0
     gpus_total: int = 0
+    gpus: tuple[GpuDevice, ...] = ()
     cordoned: bool = False
     same_host: bool = False
 

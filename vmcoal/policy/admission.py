@@ -56,5 +56,9 @@ def admit(
                 host=host,
                 hint="ask for fewer, or another lender",
             )
-    elif amount > offer.gpus_free:
-        raise RefusedError(f"{host} has no GPU to lend", host=host, hint="ask another lender")
+    else:
+        if amount != 1 or committed != 1:
+            raise RefusedError("a lease is of one GPU", host=host, hint="ask for each GPU alone")
+        if amount > offer.gpus_free:
+            has = f"all {offer.gpus_total} are lent" if offer.gpus_total else "it lends none"
+            raise RefusedError(f"{host} has no GPU to lend: {has}", host=host, hint="ask another lender")

@@ -1,0 +1,13 @@
+/* The borrower's end: carries bytes between the lender and the host side of the guest's port, unseen. */
+#pragma once
+
+#include "tls.h"
+
+struct pump {
+	const char *address, *port; /* of the lender */
+	const char *socket;	    /* Unix socket of the port's host side, or NULL: only try the lender's key */
+	int silence;		    /* seconds after which a lender that does not answer is lost */
+};
+
+/* Carry bytes until one side ends. Returns 0 if that was the port's, else 1, and has said why on stderr. */
+int pump_run(const struct pump *pump, const struct key *key);

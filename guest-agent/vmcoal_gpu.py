@@ -1,0 +1,579 @@
+#!/usr/bin/env python3
+"""vmcoal GPU relay: makes a lent GPU usable in the guest while it is attached.
+
+vmcoal's controller runs it in the guest through the agent, with the lender's OpenCL client library beside it:
+
+    vmcoal_gpu.py up NAME --node N    find the PCI function of port NAME, check it, start the relay; prints JSON
+    vmcoal_gpu.py down NAME           end the relay of port NAME
+
+The relay carries the byte streams of OpenCL programs (Unix sockets in /run/vmcoal) over one virtio-serial port
+(docs/internals/gpu-protocol.md). It lives as long as the port's other side does: when the device is unplugged, the
+lender is lost or the host ends it, every program's connection is closed, and the ICD file that OpenCL loaders look for
+is gone with it. Needs Linux, Python 3.9 or later and nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import select
+import signal
+import socket
+import stat
+import struct
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+RUN = "/run/vmcoal"
+DEVICES = RUN + "/opencl.d"
+VENDORS = "/etc/OpenCL/vendors"
+ICD = VENDORS + "/vmcoal.icd"
+LIBRARY = "libvmcoal-pocl.so"
+SERVICES = 2
+
+HELLO, OPEN, DATA, CREDIT, CLOSE = range(1, 6)
+HEADER = struct.Struct("<BBHI")
+HELLO_TEXT = b"vmcoal-gpu 1"
+NONCE = 16
+FRAME_MAX = 64 * 1024
+PIECE = 32 * 1024
+STREAMS = 64
+WINDOW = 1 << 20
+TELL = WINDOW // 4
+OUT_MAX = 256 * 1024
+GREETING = 10.0
+
+LENGTHS = {HELLO: len(HELLO_TEXT) + NONCE, OPEN: 1, CREDIT: 4, CLOSE: 0}
+
+
+class RelayError(Exception):
+    """Why the GPU cannot be used, for people."""
+
+
+def read(path: str) -> str:
+    """Return a small file's text, or an empty one."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(1 << 16).strip()
+    except OSError:
+        return ""
+
+
+def remove(path: str) -> None:
+    """Remove a file if it is there."""
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+# ---------------------------------------------------------------- the device
+
+
+def find_port(name: str, sysfs: str, until: float) -> str:
+    """Return the sysfs folder of the virtio port called ``name``, once it has appeared."""
+    folder = sysfs + "/class/virtio-ports"
+    while True:
+        for port in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+            if read(f"{folder}/{port}/name") == name:
+                return f"{folder}/{port}"
+        if time.monotonic() >= until:
+            raise RelayError(f"the guest's kernel does not show port {name}")
+        time.sleep(0.02)
+
+
+def describe(port: str) -> dict[str, Any]:
+    """Return the PCI function behind a port: address, class, numa_node, and the BARs that have no address.
+
+    An unassigned BAR shows as a resource with flags and a size but no start (Linux, drivers/pci/pci-sysfs.c).
+    """
+    path = os.path.realpath(port)
+    found = re.findall(r"/([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])(?=/)", path)
+    if not found:
+        raise RelayError("the port is behind no PCI device")
+    folder = path[: path.rindex(found[-1]) + len(found[-1])]
+    unassigned = []
+    for number, line in enumerate(read(folder + "/resource").splitlines()[:6]):
+        start, end, flags = (int(word, 16) for word in line.split())
+        if flags and (end == 0 or start == 0):
+            unassigned.append(number)
+    node = read(folder + "/numa_node")
+    return {
+        "address": found[-1],
+        "class": read(folder + "/class"),
+        "node": int(node) if node else -1,
+        "unassigned": unassigned,
+        "loader": has_loader(),
+    }
+
+
+def has_loader() -> bool:
+    """Whether programs of this guest find an OpenCL loader."""
+    folders = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/lib/x86_64-linux-gnu")
+    return any(os.path.exists(f"{folder}/libOpenCL.so.1") for folder in folders)
+
+
+def open_port(port: str, until: float) -> int:
+    """Open a port whose host side is connected; makes its node where no udev does."""
+    node = "/dev/" + os.path.basename(port)
+    if not os.path.exists(node):
+        major, _, minor = read(port + "/dev").partition(":")
+        os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(int(major), int(minor)))
+    while True:
+        try:
+            fd = os.open(node, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() >= until:
+                raise RelayError(f"{node}: {error.strerror}") from error
+            time.sleep(0.05)
+            continue
+        try:
+            return wait_host(fd, until)
+        except BaseException:
+            os.close(fd)
+            raise
+
+
+def wait_host(fd: int, until: float) -> int:
+    """Return ``fd`` once the host side of the port is connected."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    while True:
+        events = dict(poll.poll(100)).get(fd, 0)
+        if events & select.POLLOUT and not events & select.POLLHUP:
+            return fd
+        if time.monotonic() >= until:
+            raise RelayError("the host's side of the port is not connected")
+        if events:
+            time.sleep(0.02)
+
+
+# ---------------------------------------------------------------- the streams
+
+
+class Stream:
+    """One connection of a program. ``room``: bytes that the lender still takes; ``queue``: for the program."""
+
+    def __init__(self, number: int, sock: socket.socket) -> None:
+        self.number = number
+        self.sock: socket.socket | None = sock
+        self.room = WINDOW
+        self.may_come = WINDOW
+        self.taken = 0
+        self.queue = bytearray()
+        self.ended_here = False
+        self.ended_there = False
+
+
+class Relay:
+    """Carries the streams of all programs over the port ``fd``."""
+
+    def __init__(self, fd: int, listeners: list[socket.socket]) -> None:
+        self.fd = fd
+        self.listeners = {sock.fileno(): (service, sock) for service, sock in enumerate(listeners)}
+        self.streams: dict[int, Stream] = {}
+        self.by_fd: dict[int, Stream] = {}
+        self.arrived = bytearray()
+        self.out = bytearray()
+        self.masks: dict[int, int] = {}
+        self.poll = select.epoll()
+        self.why = ""
+
+    # The port
+
+    def greet(self, until: float) -> None:
+        """Say hello and wait for the answer; what an earlier relay left on its way is dropped."""
+        hello = HEADER.pack(HELLO, 0, 0, LENGTHS[HELLO]) + HELLO_TEXT + os.urandom(NONCE)
+        self.out += hello
+        poll = select.poll()
+        while True:
+            poll.register(self.fd, select.POLLIN | (select.POLLOUT if self.out else 0))
+            left = until - time.monotonic()
+            if left <= 0:
+                raise RelayError("the lender does not answer")
+            if not poll.poll(left * 1000):
+                continue
+            if not self.write_port() or not self.read_port():
+                raise RelayError(self.why)
+            found = self.arrived.find(hello)
+            if found >= 0:
+                del self.arrived[: found + len(hello)]
+                return
+            del self.arrived[: max(0, len(self.arrived) - len(hello))]
+
+    def read_port(self) -> bool:
+        """Read what there is; False: the other side is gone."""
+        try:
+            data = os.read(self.fd, 4 * FRAME_MAX)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            self.why = f"the port broke: {error.strerror}"
+            return False
+        if not data:
+            self.why = "the host closed the port"
+            return False
+        self.arrived += data
+        return True
+
+    def write_port(self) -> bool:
+        """Write what waits, as far as the port takes it."""
+        while self.out:
+            try:
+                count = os.write(self.fd, memoryview(self.out)[:PIECE])
+            except BlockingIOError:
+                return True
+            except OSError as error:
+                self.why = f"the port broke: {error.strerror}"
+                return False
+            del self.out[:count]
+        return True
+
+    def send(self, kind: int, stream: int, payload: bytes = b"") -> None:
+        """Queue a frame."""
+        self.out += HEADER.pack(kind, 0, stream, len(payload)) + payload
+
+    def understand(self) -> None:
+        """Take the frames that are complete; raises `RelayError` for anything that is none."""
+        at = 0
+        data = self.arrived
+        while len(data) - at >= HEADER.size:
+            kind, zero, number, length = HEADER.unpack_from(data, at)
+            good = 0 < length <= FRAME_MAX if kind == DATA else LENGTHS.get(kind) == length
+            stream = self.streams.get(number)
+            if zero or not good or kind in (HELLO, OPEN) or stream is None:
+                raise RelayError("the lender sent something that is no frame")
+            if len(data) - at - HEADER.size < length:
+                break
+            start = at + HEADER.size
+            at = start + length
+            if kind == DATA:
+                self.data(stream, bytes(memoryview(data)[start:at]))
+            elif kind == CREDIT:
+                stream.room += struct.unpack_from("<I", data, start)[0]
+                if stream.room > WINDOW:
+                    raise RelayError("the lender took more than it was sent")
+            else:
+                self.ended(stream)
+        del data[:at]
+
+    def data(self, stream: Stream, data: bytes) -> None:
+        """Give a program what came for it."""
+        if stream.ended_there or len(data) > stream.may_come:
+            raise RelayError("the lender sent more than it may")
+        stream.may_come -= len(data)
+        if not stream.ended_here:
+            stream.queue += data
+            self.give(stream)
+
+    def ended(self, stream: Stream) -> None:
+        """The lender ended a stream."""
+        if stream.ended_there:
+            raise RelayError("the lender ended a stream twice")
+        stream.ended_there = True
+        if stream.ended_here:
+            del self.streams[stream.number]
+        else:
+            self.give(stream)
+
+    # The programs
+
+    def accept(self, fd: int) -> None:
+        """Take a program's connection."""
+        service, listener = self.listeners[fd]
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            return
+        number = next((n for n in range(1, STREAMS + 1) if n not in self.streams), 0)
+        if not number:
+            sock.close()
+            return
+        sock.setblocking(False)
+        self.streams[number] = self.by_fd[sock.fileno()] = Stream(number, sock)
+        self.send(OPEN, number, bytes([service]))
+
+    def take(self, stream: Stream) -> None:
+        """Take what a program sends, as far as the lender and the port have room."""
+        assert stream.sock is not None
+        while (room := min(stream.room, PIECE)) and len(self.out) < OUT_MAX:
+            try:
+                data = stream.sock.recv(room)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.end(stream)
+                return
+            stream.room -= len(data)
+            self.send(DATA, stream.number, data)
+
+    def give(self, stream: Stream) -> None:
+        """Write to a program what waits for it, and tell the lender."""
+        assert stream.sock is not None
+        while stream.queue:
+            try:
+                count = stream.sock.send(memoryview(stream.queue)[: 4 * FRAME_MAX])
+            except BlockingIOError:
+                return
+            except OSError:
+                self.end(stream)
+                return
+            del stream.queue[:count]
+            stream.taken += count
+            if stream.taken >= TELL and not stream.ended_there:
+                self.send(CREDIT, stream.number, struct.pack("<I", stream.taken))
+                stream.may_come += stream.taken
+                stream.taken = 0
+        if stream.ended_there:
+            self.end(stream)
+
+    def end(self, stream: Stream) -> None:
+        """Close a program's connection; its number is free once both sides have ended it."""
+        if stream.sock is None:
+            return
+        fd = stream.sock.fileno()
+        if self.masks.pop(fd, 0):
+            self.poll.unregister(fd)
+        del self.by_fd[fd]
+        stream.sock.close()
+        stream.sock = None
+        stream.queue.clear()
+        stream.ended_here = True
+        self.send(CLOSE, stream.number)
+        if stream.ended_there:
+            del self.streams[stream.number]
+
+    # The loop
+
+    def watch(self, fd: int, mask: int) -> None:
+        """Wait for ``mask`` of a descriptor. One that nobody can act on is left out: its hang-up would spin."""
+        old = self.masks.get(fd, 0)
+        if mask == old:
+            return
+        if not mask:
+            self.poll.unregister(fd)
+        elif old:
+            self.poll.modify(fd, mask)
+        else:
+            self.poll.register(fd, mask)
+        self.masks[fd] = mask
+
+    def run(self, gone: Any) -> None:
+        """Carry bytes until the port's other side is gone or ``gone()`` says so; `why` tells why."""
+        # What came with the answer to the hello.
+        self.understand()
+        while not gone():
+            room = len(self.out) < OUT_MAX
+            self.watch(self.fd, select.EPOLLIN | (select.EPOLLOUT if self.out else 0))
+            for fd in self.listeners:
+                self.watch(fd, select.EPOLLIN if room and len(self.streams) < STREAMS else 0)
+            for fd, stream in self.by_fd.items():
+                takes = select.EPOLLIN if room and stream.room else 0
+                self.watch(fd, takes | (select.EPOLLOUT if stream.queue else 0))
+            for fd, events in self.poll.poll():
+                if fd == self.fd:
+                    if events & ~select.EPOLLOUT:
+                        if not self.read_port():
+                            return
+                        self.understand()
+                elif fd in self.listeners:
+                    self.accept(fd)
+                elif fd in self.by_fd:
+                    stream = self.by_fd[fd]
+                    if events & select.EPOLLOUT:
+                        self.give(stream)
+                    if stream.sock is not None and events & ~select.EPOLLOUT:
+                        self.take(stream)
+            if not self.write_port():
+                return
+
+    def close(self) -> None:
+        """Close every connection: programs get an error at once."""
+        for stream in list(self.by_fd.values()):
+            if stream.sock is not None:
+                stream.sock.close()
+        for _, listener in self.listeners.values():
+            listener.close()
+        os.close(self.fd)
+
+
+# ---------------------------------------------------------------- what programs find
+
+
+def sockets_of(name: str) -> list[str]:
+    """Return the paths of a port's sockets, one for each service."""
+    return [f"{RUN}/{name}.{number}" for number in range(1, SERVICES + 1)]
+
+
+def listen(name: str) -> list[socket.socket]:
+    """Return listening sockets that every user of the guest may connect to."""
+    os.makedirs(DEVICES, 0o755, exist_ok=True)
+    listeners = []
+    for path in sockets_of(name):
+        remove(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.bind(path)
+        os.chmod(path, 0o666)  # noqa: S103
+        sock.listen(16)
+        sock.setblocking(False)
+        listeners.append(sock)
+    return listeners
+
+
+def show(name: str) -> None:
+    """Let OpenCL loaders find the device."""
+    library = os.path.join(os.path.dirname(os.path.abspath(__file__)), LIBRARY)
+    os.makedirs(VENDORS, 0o755, exist_ok=True)
+    for path, text in ((f"{DEVICES}/{name}", f"@{name}:1/0\n"), (ICD, library + "\n")):
+        with open(path + ".new", "w") as file:
+            file.write(text)
+        os.chmod(path + ".new", 0o644)
+        os.rename(path + ".new", path)
+
+
+def hide(name: str) -> None:
+    """Let nobody find the device; with the last one the ICD file goes too."""
+    remove(f"{DEVICES}/{name}")
+    for path in sockets_of(name):
+        remove(path)
+    try:
+        if not os.listdir(DEVICES):
+            remove(ICD)
+    except OSError:
+        pass
+
+
+def pid_file(name: str) -> str:
+    """Return where the relay of a port writes its pid."""
+    return f"{RUN}/{name}.pid"
+
+
+# ---------------------------------------------------------------- commands
+
+
+def up(name: str, node: int, sysfs: str, seconds: float, keep: bool = False) -> dict[str, Any]:
+    """Check the device of port ``name`` and start its relay; returns what the device is.
+
+    ``keep`` leaves a relay alone that runs already; ``node`` the NUMA node it must be in. Raises `RelayError`; nothing
+    is left behind then.
+    """
+    until = time.monotonic() + seconds
+    port = find_port(name, sysfs, until)
+    device = describe(port)
+    if device["unassigned"]:
+        raise RelayError(f"BAR {device['unassigned'][0]} of {device['address']} got no address")
+    if device["node"] != node:
+        device["wrong_node"] = True
+    if keep and running(name):
+        return device
+    down(name)
+    ours, theirs = os.pipe()
+    if os.fork():
+        os.close(theirs)
+        with os.fdopen(ours) as file:
+            said = file.read()
+        os.wait()
+        if said != "ready":
+            raise RelayError(said or "the relay ended at its start")
+        return device
+    os.close(ours)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    serve(name, port, theirs, until)
+    os._exit(0)
+
+
+def serve(name: str, port: str, told: int, until: float) -> None:
+    """Be the relay; writes ``ready`` to ``told``, or why not."""
+    ending: list[int] = []
+    relay = None
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: ending.append(1))
+        wake, wakeup = os.pipe()
+        os.set_blocking(wakeup, False)
+        signal.set_wakeup_fd(wakeup)
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
+        os.chdir("/")
+        fd = open_port(port, until)
+        relay = Relay(fd, listen(name))
+        relay.greet(min(until, time.monotonic() + GREETING))
+        with open(pid_file(name), "w") as file:
+            file.write(str(os.getpid()))
+        show(name)
+        os.write(told, b"ready")
+        os.close(told)
+        told = -1
+        # Only to be woken by a signal: nothing reads it, the relay ends then.
+        relay.poll.register(wake, select.EPOLLIN)
+        relay.run(lambda: bool(ending))
+    except (RelayError, OSError) as error:
+        if told >= 0:
+            os.write(told, str(error).encode("utf-8", "replace")[:500])
+    finally:
+        hide(name)
+        remove(pid_file(name))
+        if relay is not None:
+            relay.close()
+
+
+def running(name: str) -> int:
+    """Return the pid of the relay of a port, or 0. The pid in its file may be another program's by now."""
+    pid = read(pid_file(name))
+    return int(pid) if pid.isdigit() and name in read(f"/proc/{pid}/cmdline").split("\0") else 0
+
+
+def down(name: str) -> None:
+    """End the relay of port ``name`` and take away what it showed. Idempotent."""
+    pid = running(name)
+    if pid:
+        process = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGTERM)
+        if not select.select([process], [], [], 5.0)[0]:
+            os.kill(pid, signal.SIGKILL)
+            select.select([process], [], [], 5.0)
+        os.close(process)
+    hide(name)
+    remove(pid_file(name))
+
+
+def main(argv: list[str]) -> int:
+    """Run a command; the answer is one line of JSON."""
+    import argparse
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("command", choices=["up", "down"])
+    parser.add_argument("name")
+    parser.add_argument("--node", type=int, default=0)
+    parser.add_argument("--deadline", type=float, default=20.0)
+    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--sysfs", default="/sys")
+    options = parser.parse_args(argv)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,47}", options.name):
+        parser.error(f"{options.name!r} is no name of a port")
+    try:
+        answer: dict[str, Any] = {}
+        if options.command == "up":
+            answer = up(options.name, options.node, options.sysfs, options.deadline, options.keep)
+        else:
+            down(options.name)
+    except (RelayError, OSError) as error:
+        answer = {"error": str(error)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+    return 1 if "error" in answer else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,132 @@
+"""The OpenCL devices of this host, as its loader lists them.
+
+``python -m vmcoal.host.opencl`` prints them as JSON: a driver that crashes takes that process with it, not the lender.
+Constants are those of the OpenCL 3.0 headers (CL/cl.h).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from vmcoal.errors import PrerequisiteError, UsageError
+from vmcoal.host.facts import Host
+from vmcoal.model.gpu import GpuDevice, GpuKind
+from vmcoal.model.units import GIB
+
+_PROBE = 60.0
+_TYPE, _NAME, _VENDOR, _DRIVER, _MEMORY = 0x1000, 0x102B, 0x102C, 0x102D, 0x101F
+_GPU, _ACCELERATOR = 1 << 2, 1 << 3
+_ALL = 0xFFFFFFFF
+_MAX = 16
+_TEXT_MAX = 128
+_ID = re.compile(r"\d{1,2}:\d{1,2}")
+REMEDY = "install a driver, or the CPU's: apt install ocl-icd-libopencl1 pocl-opencl-icd"
+
+
+async def find_devices() -> list[GpuDevice]:
+    """Return every OpenCL device of this host; raises `PrerequisiteError` where there is no loader or it crashes."""
+    # What the sandbox of a GPU server does not have either, so that the numbers are the same there.
+    env = {name: value for name, value in os.environ.items() if name not in ("OCL_ICD_VENDORS", "LD_LIBRARY_PATH")}
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "vmcoal.host.opencl"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=env,
+    )
+    try:
+        async with asyncio.timeout(_PROBE):
+            out, _ = await child.communicate()
+        return msgspec.json.decode(out, type=list[GpuDevice])
+    except (TimeoutError, msgspec.MsgspecError):
+        raise PrerequisiteError("OpenCL does not work on this host", hint=f"see what clinfo says; {REMEDY}") from None
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.kill()
+            await child.wait()
+
+
+def choose(devices: list[GpuDevice], wanted: str) -> list[GpuDevice]:
+    """Return the devices that ``wanted`` means: ``auto`` (GPUs and accelerators; where there are none, CPUs), ``none``,
+    or ids separated by commas. Raises `UsageError` for anything else, `PrerequisiteError` where there is nothing."""
+    if wanted == "none":
+        return []
+    if wanted == "auto":
+        chosen = [device for device in devices if device.kind is not GpuKind.CPU] or devices
+        if not chosen:
+            raise PrerequisiteError("this host has no OpenCL device to lend", hint=REMEDY)
+        return chosen
+    by_id = {device.id: device for device in devices}
+    names = list(dict.fromkeys(wanted.split(",")))
+    unknown = [name for name in names if name not in by_id]
+    if unknown:
+        known = "; ".join(f"{device.id} is {device.name} ({device.kind})" for device in devices) or "none"
+        if not all(_ID.fullmatch(name) for name in names):
+            raise UsageError(f"{wanted!r} is no choice of GPUs", hint=f"give auto, none or ids; here are: {known}")
+        raise PrerequisiteError(f"this host has no OpenCL device {unknown[0]}", hint=f"here are: {known}")
+    return [by_id[name] for name in names]
+
+
+def cpu_memory(total: int) -> int:
+    """Return how much of a host's ``total`` bytes its CPU may use as an OpenCL device: a quarter, in whole GiB, because
+    that is how PoCL is told."""
+    return max(1, total // 4 // GIB) * GIB
+
+
+def _probe() -> list[GpuDevice]:
+    try:
+        library = ctypes.CDLL("libOpenCL.so.1")
+    except OSError:
+        return []
+    found = []
+    for number, platform in enumerate(_list(library.clGetPlatformIDs)):
+        devices = _list(partial(library.clGetDeviceIDs, platform, ctypes.c_uint64(_ALL)))
+        for index, device in enumerate(devices):
+            kind = int.from_bytes(_info(library, device, _TYPE)[:8], sys.byteorder)
+            memory = int.from_bytes(_info(library, device, _MEMORY)[:8], sys.byteorder)
+            cpu = not kind & (_GPU | _ACCELERATOR)
+            found.append(
+                GpuDevice(
+                    name=_text(library, device, _NAME),
+                    kind=GpuKind.CPU if cpu else GpuKind.GPU if kind & _GPU else GpuKind.ACCELERATOR,
+                    memory=min(memory, cpu_memory(Host().memory_total())) if cpu else memory,
+                    vendor=_text(library, device, _VENDOR),
+                    driver=_text(library, device, _DRIVER),
+                    platform=number,
+                    index=index,
+                )
+            )
+    return found
+
+
+def _list(call: Callable[..., int]) -> list[ctypes.c_void_p]:
+    ids, count = (ctypes.c_void_p * _MAX)(), ctypes.c_uint32()
+    if call(_MAX, ids, ctypes.byref(count)):
+        return []
+    return [ctypes.c_void_p(ids[number]) for number in range(min(_MAX, count.value))]
+
+
+def _info(library: ctypes.CDLL, device: ctypes.c_void_p, what: int) -> bytes:
+    data, size = ctypes.create_string_buffer(1024), ctypes.c_size_t()
+    if library.clGetDeviceInfo(device, what, ctypes.c_size_t(1024), data, ctypes.byref(size)):
+        return b""
+    return data.raw[: size.value]
+
+
+def _text(library: ctypes.CDLL, device: ctypes.c_void_p, what: int) -> str:
+    text = _info(library, device, what).partition(b"\0")[0].decode(errors="replace")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:_TEXT_MAX]
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(msgspec.json.encode(_probe()))

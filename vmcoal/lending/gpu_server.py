@@ -1,0 +1,280 @@
+"""The servers of GPU leases: PoCL-Remote's pocld in a sandbox, and in front of it a bridge that knows the lease's key.
+
+pocld has no authentication and would listen on three ports, one of them on every address. Here it gets two listening
+Unix sockets and no network at all. An OpenCL kernel is the borrower's own code, and a CPU device runs it on this host:
+the sandbox (bwrap(1)) shows it system libraries and device nodes, nothing of any user, and no network; the control
+group bounds its memory. Without bwrap nothing is lent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import stat
+from pathlib import Path
+
+from vmcoal.backends import nbd
+from vmcoal.errors import ExecutionError, NotFoundError, PrerequisiteError
+from vmcoal.holding.binaries import find_binary
+from vmcoal.holding.children import ChildSpec, Restart
+from vmcoal.holding.client import Holder
+from vmcoal.layout import LenderFolders
+from vmcoal.lending import cgroup, connections
+from vmcoal.lending.book import Entry
+from vmcoal.lending.listening import listen_on
+from vmcoal.model.gpu import GpuDevice, GpuKind, GpuServer
+from vmcoal.model.units import GIB
+
+BRIDGE, SERVER = "serve-", "pocld-"
+"""How the ids of the children begin; the rest is the lease."""
+
+_START = 10.0
+_GRACE = 1.0
+_RESTARTS = 100
+_LOG_LIMIT = 256 * 1024
+_PROGRAM = "/server"
+_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt/rocm", "/sys")
+_ETC = ("OpenCL", "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d")
+_DEVICES = ("dri", "kfd", "nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps")
+REMEDY = "run tools/setup, which builds PoCL-Remote, and install bubblewrap: apt install bubblewrap"
+
+
+def missing() -> str | None:
+    """Return why this host cannot serve GPUs, or ``None``."""
+    try:
+        find_binary("pocld")
+        find_binary("vmcoal-gpu")
+    except PrerequisiteError as error:
+        return error.message
+    return None if shutil.which("bwrap") else "bwrap is not installed, and kernels must not run outside of a sandbox"
+
+
+class GpuServers:
+    """Starts, finds and ends the GPU servers of one lender; as `vmcoal.lending.memory_server.MemoryServers` does for
+    memory, with the same parameters."""
+
+    def __init__(
+        self,
+        holder: Holder,
+        folders: LenderFolders,
+        *,
+        host: str | None,
+        ports: range = range(0),
+        cgroups: Path | None = None,
+    ) -> None:
+        self.holder = holder
+        self._folders = folders
+        self._host = host
+        self._ports = ports
+        self._cgroups = cgroups
+
+    async def start(self, entry: Entry) -> GpuServer:
+        """Start the server of a requested lease; raises `ExecutionError` and leaves nothing behind if it fails."""
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(self.stop, entry)
+            psk = nbd.new_psk()
+            nbd.write_psk(self._psk_file(entry.lease.id), entry.lease.id, psk)
+            self._home(entry.lease.id).mkdir(mode=0o700)
+            port = await self._serve(entry, 0)
+            undo.pop_all()
+        return self._describe(entry, port, psk)
+
+    async def find(self, entry: Entry) -> GpuServer:
+        """Return the server of a granted lease, started again on its port if it does not run. Programs that used it
+        have got errors by then. Raises `NotFoundError` if its key is gone, `ConflictError` if its port is taken."""
+        psk = self._read_psk(entry.lease.id)
+        if psk is None:
+            raise NotFoundError(f"the key of lease {entry.lease.id} is gone")
+        if not await self._runs(entry.lease.id):
+            await self._end_children(entry.lease.id)
+            self._home(entry.lease.id).mkdir(mode=0o700, exist_ok=True)
+            await self._serve(entry, entry.port)
+        return self._describe(entry, entry.port, psk)
+
+    def describe(self, entry: Entry) -> GpuServer | None:
+        """Return how to reach the server of a granted lease, or ``None`` if its key is gone."""
+        psk = self._read_psk(entry.lease.id)
+        return None if psk is None else self._describe(entry, entry.port, psk)
+
+    async def stop(self, entry: Entry) -> None:
+        """End a lease's server and remove what it had. Idempotent; raises `DeadlineError` if it does not end."""
+        lease = entry.lease.id
+        await self._end_children(lease)
+        nbd.remove_file(self._psk_file(lease))
+        await asyncio.to_thread(shutil.rmtree, self._home(lease), ignore_errors=True)
+        for child in (BRIDGE, SERVER):
+            for suffix in ("log", "log.1"):
+                nbd.remove_file(self._folders.state / f"{child}{lease}.{suffix}")
+        if self._cgroups is not None:
+            cgroup.remove_group(self._cgroups / lease)
+
+    async def sweep(self, entries: list[Entry]) -> list[str]:
+        """End servers that belong to none of ``entries``; return their ids."""
+        leases = {entry.lease.id for entry in entries}
+        found = []
+        for child in await self.holder.list():
+            if child.id.startswith(SERVER) and child.id.removeprefix(SERVER) not in leases:
+                await self.holder.stop(child.id, _GRACE)
+                await self.holder.forget(child.id)
+                await asyncio.to_thread(shutil.rmtree, self._home(child.id.removeprefix(SERVER)), ignore_errors=True)
+                found.append(child.id)
+        return found
+
+    def in_use(self, entry: Entry) -> bool:
+        """Return whether the lease's borrower is connected to its server."""
+        return bool(entry.port and entry.peer and connections.plain(entry.peer) in connections.peers_of(entry.port))
+
+    # Steps
+
+    async def _serve(self, entry: Entry, port: int) -> int:
+        lease, device = entry.lease.id, entry.gpu
+        assert device is not None
+        home = self._home(lease)
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(_unix_listener(home / name)) for name in ("command", "stream")]
+            group = self._cgroups and cgroup.lease_group(self._cgroups, lease, device.memory)
+            await self._spawn(
+                f"{SERVER}{lease}",
+                sandboxed([str(find_binary("pocld"))], device),
+                server_env(device),
+                {3: sockets[0].fileno(), 4: sockets[1].fileno()},
+                group or None,
+            )
+            listener = stack.enter_context(listen_on(self._host, port, self._ports))
+            connections.notice_loss(listener)
+            port = int(listener.getsockname()[1])
+            argv = bridge_argv(self._psk_file(lease), home / "command", home / "stream")
+            await self._spawn(f"{BRIDGE}{lease}", argv, nbd.child_env(), {3: listener.fileno()}, None)
+        await self._answers(lease, home)
+        return port
+
+    async def _spawn(
+        self, child: str, argv: list[str], env: dict[str, str], fds: dict[int, int], group: Path | None
+    ) -> None:
+        log = self._folders.state / f"{child}.log"
+        await self.holder.spawn(
+            ChildSpec(
+                id=child,
+                argv=argv,
+                env=env,
+                fds=fds,
+                stdout=log,
+                stderr=log,
+                log_limit=_LOG_LIMIT,
+                restart=Restart.ON_FAILURE,
+                restart_max=_RESTARTS,
+                cgroup=group,
+            )
+        )
+
+    async def _answers(self, lease: str, home: Path) -> None:
+        """Return when pocld has taken a connection: the socket listens already, so only its answer tells that it runs.
+
+        A connection that is closed for writing is dropped by pocld's loop, which is that answer.
+        """
+        try:
+            async with asyncio.timeout(_START):
+                reader, writer = await asyncio.open_unix_connection(str(home / "command"))
+                try:
+                    writer.write_eof()
+                    await reader.read(1)
+                finally:
+                    writer.close()
+        except (TimeoutError, OSError) as error:
+            raise ExecutionError(
+                f"the GPU server of lease {lease} does not answer", stderr=self._tail(lease), hint=REMEDY
+            ) from error
+        if not await self._runs(lease):
+            raise ExecutionError(f"the GPU server of lease {lease} ended at its start", stderr=self._tail(lease))
+
+    async def _runs(self, lease: str) -> bool:
+        live = {child.id for child in await self.holder.list() if child.live}
+        return {f"{BRIDGE}{lease}", f"{SERVER}{lease}"} <= live
+
+    async def _end_children(self, lease: str) -> None:
+        for child in (f"{BRIDGE}{lease}", f"{SERVER}{lease}"):
+            with contextlib.suppress(NotFoundError):
+                await self.holder.stop(child, _GRACE)
+                await self.holder.forget(child)
+
+    # Small things
+
+    def _describe(self, entry: Entry, port: int, psk: str) -> GpuServer:
+        assert entry.gpu is not None
+        return GpuServer(port=port, psk_identity=entry.lease.id, psk=psk, device=entry.gpu)
+
+    def _home(self, lease: str) -> Path:
+        return self._folders.runtime / f"gpu-{lease}"
+
+    def _psk_file(self, lease: str) -> Path:
+        return self._folders.runtime / f"{lease}.psk"
+
+    def _read_psk(self, lease: str) -> str | None:
+        try:
+            return self._psk_file(lease).read_text().strip().partition(":")[2] or None
+        except FileNotFoundError:
+            return None
+
+    def _tail(self, lease: str) -> str:
+        try:
+            return (self._folders.state / f"{SERVER}{lease}.log").read_text(errors="replace")[-1000:].strip()
+        except FileNotFoundError:
+            return ""
+
+
+def bridge_argv(psk_file: Path, command: Path, stream: Path) -> list[str]:
+    """Return the bridge's command line; its listening socket is passed as descriptor 3."""
+    return [
+        str(find_binary("vmcoal-gpu")),
+        "serve",
+        "--key",
+        str(psk_file),
+        "--listen-fd",
+        "3",
+        "--command",
+        str(command),
+        "--stream",
+        str(stream),
+    ]
+
+
+def sandboxed(argv: list[str], device: GpuDevice) -> list[str]:
+    """Return the command line that runs ``argv`` with the system's libraries, the device nodes of GPUs where the device
+    is one, an empty home, and nothing else: no network, no files of users, no capabilities."""
+    words = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    for path in map(Path, (*_SYSTEM, *(f"/etc/{name}" for name in _ETC))):
+        # PoCL finds its files by way of /lib/…/../.., which means /usr only where /lib is a link.
+        how = ["--symlink", str(path.readlink())] if path.is_symlink() else ["--ro-bind-try", str(path)]
+        words += [*how, str(path)]
+    words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - the sandbox's own
+    words += ["--ro-bind", argv[0], _PROGRAM]
+    if device.kind is not GpuKind.CPU:
+        for name in _DEVICES:
+            words += ["--dev-bind-try", f"/dev/{name}", f"/dev/{name}"]
+    return [*words, "--", _PROGRAM, *argv[1:]]
+
+
+def server_env(device: GpuDevice) -> dict[str, str]:
+    """Return the environment of pocld: the one device it serves, and what CPU PoCL may use."""
+    env = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/tmp", "LC_ALL": "C", "LISTEN_FDS": "2"}  # noqa: S108
+    env |= {"POCLD_PLATFORM": str(device.platform), "POCLD_DEVICE": str(device.index)}
+    if device.kind is GpuKind.CPU:
+        env["POCL_MEMORY_LIMIT"] = str(max(1, device.memory // GIB))
+    return env
+
+
+def _unix_listener(path: Path) -> socket.socket:
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(str(path))
+        path.chmod(0o600)
+        sock.listen(64)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,47 @@
+"""A GPU that is lent: what it is, and how to reach the server in front of it."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class GpuKind(enum.StrEnum):
+    """What an OpenCL device is. A CPU is one too, where there is no GPU, and is called so."""
+
+    GPU = "gpu"
+    ACCELERATOR = "accelerator"
+    CPU = "cpu"
+
+
+class GpuDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """One OpenCL device of a lender. ``memory`` bytes a borrower may use; ``driver`` its driver's version; ``platform``
+    and ``index`` its numbers in the order in which the lender's OpenCL loader lists them."""
+
+    name: str
+    kind: GpuKind
+    memory: int
+    vendor: str = ""
+    driver: str = ""
+    platform: int = 0
+    index: int = 0
+
+    @property
+    def id(self) -> str:
+        """How an operator names it: ``PLATFORM:DEVICE``."""
+        return f"{self.platform}:{self.index}"
+
+
+class GpuServer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to reach a lent GPU: streams over TCP with TLS-PSK (docs/internals/gpu-protocol.md). ``psk`` is hex. The
+    address is that of the session's own peer unless ``address`` says otherwise."""
+
+    port: int
+    psk_identity: str
+    psk: str
+    device: GpuDevice
+    address: str | None = None
+
+    def __repr__(self) -> str:
+        return f"GpuServer(port={self.port}, device={self.device.name!r}, psk=…)"
