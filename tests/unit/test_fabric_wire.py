@@ -21,6 +21,7 @@ from vmcoal.fabric.wire import (
     decode_from_lender,
     encode,
 )
+from vmcoal.model.gpu import GpuDevice, GpuKind, GpuServer
 from vmcoal.model.lease import Lease, LeaseState, LeaseTerms, Offer, ResourceKind
 
 pytestmark = pytest.mark.unit
@@ -62,24 +63,35 @@ def leases(draw: st.DrawFn, kind: st.SearchStrategy[ResourceKind] = kinds) -> Le
 
 @st.composite
 def offers(draw: st.DrawFn) -> Offer:
-    totals = [draw(st.integers(0, 1 << 52)) for _ in range(3)]
-    free = [draw(st.integers(0, total)) for total in totals]
+    gpus = draw(st.lists(devices, max_size=4).map(tuple))
+    totals = [*(draw(st.integers(0, 1 << 52)) for _ in range(2)), draw(st.integers(len(gpus), 64))]
+    free = [*(draw(st.integers(0, total)) for total in totals[:2]), len(gpus)]
     pairs = [value for both in zip(free, totals, strict=True) for value in both]
-    return Offer(draw(names), *pairs, cordoned=draw(st.booleans()), same_host=draw(st.booleans()))
+    return Offer(draw(names), *pairs, gpus=gpus, cordoned=draw(st.booleans()), same_host=draw(st.booleans()))
+
+
+texts = st.text(st.characters(categories=["L", "N", "P"]), max_size=128)
+devices = st.builds(
+    GpuDevice,
+    name=texts,
+    kind=st.sampled_from(GpuKind),
+    memory=st.integers(0, 1 << 52),
+    vendor=texts,
+    driver=texts,
+    platform=st.integers(0, 16),
+    index=st.integers(0, 16),
+)
+addresses = st.none() | st.ip_addresses().map(str).filter(lambda x: "%" not in x)
 
 
 @st.composite
 def grants(draw: st.DrawFn) -> m.Granted:
     lease = draw(leases())
-    server = st.builds(
-        m.MemoryServer,
-        ports,
-        exports,
-        exports,
-        keys,
-        st.none() | st.ip_addresses().map(str).filter(lambda x: "%" not in x),
-    )
-    return m.Granted(id=draw(ids), lease=lease, memory=draw(server) if lease.kind is ResourceKind.MEMORY else None)
+    server = {
+        ResourceKind.MEMORY: ("memory", st.builds(m.MemoryServer, ports, exports, exports, keys, addresses)),
+        ResourceKind.GPU: ("gpu", st.builds(GpuServer, ports, exports, keys, devices, addresses)),
+    }.get(lease.kind)
+    return m.Granted(id=draw(ids), lease=lease, **({server[0]: draw(server[1])} if server else {}))
 
 
 @st.composite

@@ -102,8 +102,13 @@ def lend(
         raise UsageError("nothing to lend", hint="give --cpus N, --memory SIZE, --gpu auto or several of them")
     argv = [sys.executable, "-P", "-m", "vmcoal.lending", chosen]
     if said:
-        argv += ["--cpus", str(cpus or 0), "--memory", str(memory or 0), "--gpu", gpu or "none"]
-    addresses = (("--listen", listen or defaults.listen), ("--data-ports", data_ports), ("--metrics", metrics))
+        argv += ["--cpus", str(cpus or 0), "--memory", str(memory or 0)]
+    addresses = (
+        ("--gpu", gpu),
+        ("--listen", listen or defaults.listen),
+        ("--data-ports", data_ports),
+        ("--metrics", metrics),
+    )
     for option, value in addresses:
         if value:
             argv += [option, value]
