@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -200,7 +201,8 @@ async def test_only_the_key_opens_the_way(tmp_path: Path) -> None:
         with socket.create_connection(("127.0.0.1", server.port)) as plain:
             plain.sendall(HELLO)
             plain.settimeout(20)
-            assert HELLO not in plain.recv(4096)
+            with contextlib.suppress(ConnectionResetError):
+                assert HELLO not in plain.recv(4096)
         granted = msgspec.structs.replace(entry, port=server.port)
         assert await servers.find(granted) == server
         await servers.stop(entry)
