@@ -115,7 +115,7 @@ class Memcached:
         self._command = [
             *prefix,
             *("memcached", "-s", str(self.socket), "-u", "root", "-m", str(megabytes), "-t", str(threads)),
-            *("-o", "no_slab_reassign,no_lru_maintainer", "-M", *(["-e", str(file)] if file else [])),
+            *("-o", "no_slab_reassign,no_lru_maintainer,hashpower=20", "-M", *(["-e", str(file)] if file else [])),
         ]
         self._environment = os.environ | dict(environment or {})
 
