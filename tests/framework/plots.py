@@ -72,7 +72,7 @@ def curves(
             style = "--" if "swap" in line else "-"
             panel.plot(
                 [str(int(percent)) for percent, _ in points],
-                [max(share, 1e-5) for _, share in points],
+                [max(share, 1e-9) for _, share in points],
                 style,
                 marker="o",
                 markersize=3,
