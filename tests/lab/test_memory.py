@@ -60,8 +60,9 @@ def test_a_dimm_over_each_link(lab: Lab, profile: str) -> None:
     lab.link("host2", "lan")
 
 
-@pytest.mark.soak
-@pytest.mark.parametrize("profile", ["lan", "wifi6e", "5g", "wifi"])
+@pytest.mark.parametrize(
+    "profile", ["wifi", *(pytest.param(name, marks=pytest.mark.soak) for name in ("lan", "wifi6e", "5g"))]
+)
 def test_granular_memory_over_each_link(lab: Lab, profile: str) -> None:
     lab.link("host3", profile)
     result = lab.attach("--from", "host3", "--memory", f"{SIZE}M", "--granular")
