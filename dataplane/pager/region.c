@@ -366,8 +366,6 @@ static void discard_run(struct engine *engine, struct region *region, uint32_t p
 		*byte |= PAGE_BUSY;
 	}
 	engine->stats[STAT_DISCARDED] += count;
-	if (stored)
-		trim_later(engine, region, page, count);
 	pthread_mutex_unlock(&engine->lock);
 	for (uint32_t i = 0; i < marked; i++)
 		memory_cleanse(region, cleanse[i]);
@@ -382,6 +380,9 @@ static void discard_run(struct engine *engine, struct region *region, uint32_t p
 			table_note_poisoned(region, page + i, false);
 		*byte &= (*byte & PAGE_STATE_MASK) == PAGE_FETCH_DROP ? (uint8_t)~PAGE_BUSY : PAGE_STATE_MASK;
 	}
+	/* Not before: a page that is busy is passed over. */
+	if (stored)
+		trim_later(engine, region, page, count);
 	if (engine->waiters)
 		pthread_cond_broadcast(&engine->idle);
 	pthread_mutex_unlock(&engine->lock);

@@ -97,15 +97,16 @@ def test_disk_and_program_wait_for_a_server_that_hangs_and_qemu_does_not(held: t
     try:
         program.ask("read disk")
         told = until(
-            lambda: [line for line in shed.status().degraded if "does not answer" in line], "the VM being degraded", 40
+            lambda: [line for line in shed.status().degraded if "the memory server of attic" in line],
+            "the VM being degraded",
+            40,
         )
-        assert "the memory server of attic does not answer" in told[0]
+        assert "does not answer" in told[0]
         assert "bring attic back, or end the VM: vmcoal shutdown web --force" in told[0]
         status = shed.status()
         # the state comes from query-status, which has 2 s to answer
         assert status.state == "running"
         assert not [line for line in status.degraded if "QEMU does not answer" in line]
-        assert shed.exec("echo", "here") == "here\n"
         assert not program.answers()
     finally:
         kill(server, signal.SIGCONT)
