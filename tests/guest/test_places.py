@@ -1,15 +1,17 @@
-"""What a user does with the page engine on a real guest: cache, moves, copies, and lenders that go away."""
+"""What a user does with the page engine on a real guest: cache, moves, and a lender that hangs."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from framework.path import Scene, scene
+from framework.path import Scene, kill, scene, until
 from vmcoal.controller.api import MoveResult, Tuning
+from vmcoal.model.status import VmStatus
 from vmcoal.model.units import MIB
 
 pytestmark = [
@@ -31,12 +33,35 @@ print(sum(memory[at : at + 8] != at.to_bytes(8, "little") for at in range(0, siz
 """Makes every page another one, and checks them when its standard input ends."""
 
 
+READ_DISK = """
+import ctypes, glob, mmap, os, sys
+libc, mask = ctypes.CDLL(None), ctypes.c_ulong(1 << {node})
+libc.syscall(238, 2, ctypes.byref(mask), 64)
+memory = mmap.mmap(-1, {size} << 20)
+for at in range(0, len(memory), 4096):
+    memory[at] = 1
+libc.syscall(238, 0, None, 0)
+print("written", flush=True)
+sys.stdin.readline()
+(disk,) = [path for path in glob.glob("/sys/block/vd*") if int(open(path + "/size").read()) == {sectors}]
+file = os.open("/dev/" + os.path.basename(disk), os.O_RDONLY | os.O_DIRECT)
+print("reading", flush=True)
+count = os.preadv(file, [memoryview(memory)[: {sectors} * 512]], 0)
+print(count, sum(memory[at] != 7 for at in range(count)), "wrong bytes")
+"""
+"""Fills memory of a node (set_mempolicy(2), MPOL_BIND), and on a line of input reads the disk into its oldest part."""
+
+DISK = 4 * MIB
+
+
 @pytest.fixture(scope="module")
 def shed(request: pytest.FixtureRequest) -> Iterator[Scene]:
     with scene(request) as made:
         made.lend("attic")
         made.lend("cellar")
-        made.boot("web")
+        disk = made.home / "disk.raw"
+        disk.write_bytes(b"\7" * DISK)
+        made.boot("web", "--disk", f"{disk},ro,format=raw")
         yield made
 
 
@@ -53,6 +78,13 @@ def fill(shed: Scene, node: int, size: int) -> subprocess.Popen[bytes]:
 def check(process: subprocess.Popen[bytes]) -> None:
     out, err = process.communicate(b"", timeout=120)
     assert out == b"0 wrong pages\n", err.decode()
+
+
+def waiting(shed: Scene) -> VmStatus | None:
+    """Return the VM's status if something waits for its memory."""
+    status = shed.status()
+    waits = status.paging is not None and any(region.waiting for region in status.paging.regions.values())
+    return status if waits else None
 
 
 def leases(shed: Scene, name: str) -> int:
@@ -77,3 +109,28 @@ def test_memory_moves_while_the_guest_uses_it(shed: Scene) -> None:
     assert shed.status().degraded == ()
     assert shed.detach().memory_removed == 256 * MIB
     assert shed.open_operations() == []
+
+
+def test_the_monitor_answers_while_a_disk_waits_for_a_page_of_a_stopped_lender(shed: Scene) -> None:
+    """The promise is that query-status answers within 2 s, which is the deadline that status gives it."""
+    attached = shed.attach("--from", "attic", "--memory", "256M", "--cache", "16M")
+    (memory,) = attached.attachment.memory
+    script = READ_DISK.format(node=attached.attachment.node, size=128, sectors=DISK // 512)
+    with shed.spawn("exec", "-i", shed.vm, "--", "python3", "-c", script) as reader:
+        assert reader.stdin
+        assert reader.stdout
+        assert reader.stdout.readline() == b"written\n"
+        server = shed.pid("nbdkit", f"exportname={memory.lease}")
+        kill(server, signal.SIGSTOP)
+        try:
+            reader.stdin.write(b"go\n")
+            reader.stdin.flush()
+            assert reader.stdout.readline() == b"reading\n"
+            status = until(lambda: waiting(shed), "the disk's wait")
+            assert status.state == "running"
+            assert "QEMU does not answer" not in str(status.degraded)
+        finally:
+            kill(server, signal.SIGCONT)
+        out, err = reader.communicate(timeout=120)
+        assert out.decode() == f"{DISK} 0 wrong bytes\n", err.decode()
+    shed.detach()
