@@ -1,6 +1,6 @@
 """Lenders and the pager killed, stopped and lost at random moments under write load, again and again: no wrong byte.
 
-    VMCOAL_SOAK_ROUNDS=200 pytest -s -m soak tests/contract/test_pager_soak.py      # prints a table
+VMCOAL_SOAK_ROUNDS=200 pytest -s -m soak tests/contract/test_pager_soak.py      # prints a table
 """
 
 from __future__ import annotations
