@@ -37,7 +37,8 @@ T = TypeVar("T")
 PATIENCE = 300.0
 """Seconds that a command in an emulated host may take on a busy machine."""
 
-LENDER_ADDRESS = "127.0.0.1:4747"
+VM, LENDER, LENDER_ADDRESS = "web", "attic", "127.0.0.1:4747"
+LENT = ("--cpus", "2", "--memory", "384M")
 _OWN = 512  # MiB of QEMU itself, and of what runs beside it
 QEMU = "qemu-system-x86_64"
 _STATE = "/root/.local/state/vmcoal"
@@ -120,6 +121,7 @@ def one_host(request: pytest.FixtureRequest, flavor: str, memory: int = 1536, **
     except PrerequisiteError as error:
         pytest.skip(f"no image of Debian {flavor} can be made here: {error}: {error.hint}")
     home = Path(tempfile.mkdtemp(prefix="vc-"))
+    request.addfinalizer(lambda: shutil.rmtree(home, ignore_errors=True))
     before = Surroundings.look(home, Path("/dev/shm") / home.name)
     name, failures = f"kvm{flavor}", set(evidence.failed)
     folders = LabHostFolders(home / "r" / "lab" / name, home / "s" / "lab" / name)
@@ -141,5 +143,48 @@ def one_host(request: pytest.FixtureRequest, flavor: str, memory: int = 1536, **
                 evidence.keep(f"{request.node.name}-{flavor}", home)
             made.wait(host.kill())
     survivors = before.survivors()
-    shutil.rmtree(home, ignore_errors=True)
     assert not survivors, "survived the host: " + "; ".join(survivors)
+
+
+class Borrower:
+    """The VM `VM` of a host, which borrows from a lender `LENDER` on the same host."""
+
+    def __init__(self, host: OneHost) -> None:
+        self.host = host
+
+    def guest(self, *argv: str, code: int | None = 0) -> str:
+        """Run a program in the guest."""
+        return self.host.guest(VM, *argv, code=code)
+
+    def cpus(self) -> dict[int, int]:
+        """Return how many CPUs each node of the guest has online, as its own kernel sees it."""
+        found: dict[int, int] = {}
+        for line in self.guest("lscpu", "-p=CPU,NODE").splitlines():
+            if not line.startswith("#"):
+                node = int(line.split(",")[1] or 0)
+                found[node] = found.get(node, 0) + 1
+        return found
+
+    def attach(self, *what: str) -> int:
+        """Attach from the lender and return the far node."""
+        answer = json.loads(self.host.vmcoal("attach", VM, "--from", LENDER, *what, "-o", "json"))
+        return int(answer["attachment"]["node"])
+
+    def detach(self, *what: str) -> None:
+        """Detach from the lender: everything, or ``what``."""
+        self.host.vmcoal("detach", VM, "--from", LENDER, *what)
+
+    def give_back(self) -> None:
+        """Detach what is still attached."""
+        if self.host.read("status", VM)["attachments"]:
+            self.detach()
+        assert self.cpus() == {0: 1}
+
+
+@contextmanager
+def borrower(request: pytest.FixtureRequest, flavor: str) -> Iterator[Borrower]:
+    """Boot a host with a lender on itself and a VM that has borrowed nothing yet."""
+    with one_host(request, flavor, memory=1792) as host:
+        host.lend(LENDER, *LENT)
+        host.vmcoal("boot", VM, "--accel", "kvm", "--cpus", "1", "--memory", "384M", "--far-memory", "1G")
+        yield Borrower(host)
