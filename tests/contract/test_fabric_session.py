@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from framework.delay_link import delay_link
 from framework.fabric_lender import Pair, SmallLender
 from vmcoal.errors import (
     ConflictError,
@@ -22,6 +23,7 @@ from vmcoal.errors import (
 )
 from vmcoal.fabric import messages as m
 from vmcoal.fabric.identity import load_identity
+from vmcoal.fabric.probe import connect_rtt
 from vmcoal.fabric.server import FabricServer, Limits, Peer
 from vmcoal.fabric.session import EVENTS_LIMIT, LenderSession
 from vmcoal.model.lease import LeaseState, LeaseTerms, ResourceKind
@@ -113,6 +115,36 @@ async def test_pings_and_the_kernel_measure_the_link(pair: Pair) -> None:
         assert sample.kernel is not None
         assert 0 < sample.kernel <= min(sample.pings)
         await session.close()
+
+
+async def test_measuring_counts_as_no_failed_login(pair: Pair) -> None:
+    async with pair.serving(SmallLender(), limits=Limits(failures=2)) as server:
+        session = await connect(pair, server)
+        for _ in range(3):
+            await session.sample_link(1)
+        await session.close()
+        again = await connect(pair, server)
+        await again.close()
+
+
+@pytest.mark.root
+async def test_a_link_that_gets_worse_is_measured_anew() -> None:
+    listen = (
+        "import socket, sys; s = socket.create_server(('', 0)); print(s.getsockname()[1], flush=True); sys.stdin.read()"
+    )
+    with delay_link(0.002) as link:
+        process = await asyncio.create_subprocess_exec(
+            *link.command(sys.executable, "-c", listen), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        port = int(await asyncio.wait_for(process.stdout.readline(), 10))
+        before = await connect_rtt(link.there, port, deadline=10)
+        link.rtt = 0.2
+        after = await connect_rtt(link.there, port, deadline=10)
+        await asyncio.wait_for(process.communicate(b""), 10)
+    assert before is not None
+    assert after is not None
+    assert 0.002 <= before < 0.2 <= after
 
 
 async def test_events_arrive_unasked_and_end_with_the_session(pair: Pair) -> None:

@@ -56,6 +56,15 @@ def test_the_kernel_tells_of_a_connection_over_loopback() -> None:
     assert 0 < seconds < 1
 
 
+async def test_new_connections_are_timed_by_the_kernels() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address, port = listener.getsockname()
+        seconds = await probe.connect_rtt(address, port, deadline=10)
+    assert seconds is not None
+    assert 0 < seconds < 1
+    assert await probe.connect_rtt(address, port, deadline=10) is None
+
+
 def test_a_socket_that_is_not_tcp() -> None:
     one, other = socket.socketpair()
     with one, other:
@@ -80,6 +89,9 @@ async def test_the_first_ping_only_warms_up(count: int, taken: int, monkeypatch:
         made += 1
         return float(made)
 
-    sample = await probe.sample_link(ping, lambda: 0.5, count)
+    async def kernel() -> float:
+        return 0.5
+
+    sample = await probe.sample_link(ping, kernel, count)
     assert sample.pings == tuple(float(number) for number in range(2, taken + 2))
     assert sample.kernel == 0.5

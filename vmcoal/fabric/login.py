@@ -46,6 +46,11 @@ class Login(asyncssh.SSHServer):
         """Whether it counts against what strangers may take: it has not logged in, or only to pair."""
         return not self.logged_in or self._stranger is not None
 
+    @property
+    def spoke(self) -> bool:
+        """Whether a banner came (RFC 4253, 4.2)."""
+        return self._connection is not None and bool(self._connection.get_extra_info("client_version"))
+
     def abort(self) -> None:
         """End the connection at once."""
         if self._connection is not None:

@@ -178,11 +178,14 @@ class FabricServer:
         return admitted
 
     def gone(self, connection: Login) -> None:
-        """Forget a connection that ended, and count it if it did not log in."""
+        """Forget a connection that ended, and count it if it began to log in and did not.
+
+        One that said nothing measured the link (`vmcoal.fabric.probe.connect_rtt`), and cost nothing.
+        """
         if connection not in self._connections:
             return
         self._connections.discard(connection)
-        if not connection.logged_in:
+        if connection.spoke and not connection.logged_in:
             failures = self._failures.setdefault(connection.source, deque(maxlen=self.limits.failures))
             failures.append(asyncio.get_running_loop().time())
             while len(self._failures) > _SOURCES:

@@ -18,7 +18,7 @@ from vmcoal import __version__
 from vmcoal.errors import DeadlineError, UnreachableError, VmcoalError
 from vmcoal.fabric import messages as m
 from vmcoal.fabric.identity import Identity, LenderRecord
-from vmcoal.fabric.probe import boot_id, kernel_rtt, same_boot, sample_link
+from vmcoal.fabric.probe import boot_id, connect_rtt, kernel_rtt, same_boot, sample_link
 from vmcoal.fabric.wire import ProtocolBreach, check_version, clean, clean_error, decode_from_lender, encode
 from vmcoal.layout import check_name
 from vmcoal.model.gpu import GpuServer
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 EVENTS_LIMIT = 256
 _DEADLINE = 10.0
 _CLEANUP = 2.0
+_CONNECT = 3.0
 
 A = TypeVar("A", m.Pong, m.OfferReply, m.Granted, m.Renewed, m.LeaseReply)
 
@@ -188,7 +189,7 @@ class LenderSession:
         return time.perf_counter() - begin
 
     async def sample_link(self, count: int = 10, *, deadline: float = _DEADLINE) -> LinkSample:
-        """Measure the link with ``count`` round trips of messages, and what the kernel saw on this connection."""
+        """Measure the link with ``count`` round trips of messages, and what the kernels see of new connections."""
         try:
             async with asyncio.timeout(deadline):
                 return await sample_link(lambda: self.ping(deadline=deadline), self._kernel_rtt, count)
@@ -362,7 +363,10 @@ class LenderSession:
     def _granted(self, granted: m.Granted) -> m.Granted:
         return msgspec.structs.replace(granted, lease=self._named(granted.lease))
 
-    def _kernel_rtt(self) -> float | None:
+    async def _kernel_rtt(self) -> float | None:
+        rtt = await connect_rtt(self.peer_address, self.record.port, deadline=_CONNECT)
+        if rtt is not None:
+            return rtt
         sock = self._connection.get_extra_info("socket") if self._connection is not None else None
         return kernel_rtt(sock) if sock is not None else None
 

@@ -8,8 +8,8 @@ import msgspec
 class LinkSample(msgspec.Struct, frozen=True):
     """A series of round trips to one lender, in seconds.
 
-    ``pings`` round trips of vmcoal's own messages, our software included; ``kernel`` the smallest round trip the kernel
-    saw on the same connection (``tcpi_min_rtt``), or ``None`` where it does not say.
+    ``pings`` round trips of vmcoal's own messages, our software included; ``kernel`` the smallest round trip that the
+    kernels saw while connections were made for it (``tcpi_min_rtt``), or ``None`` where it does not say.
     """
 
     pings: tuple[float, ...]
