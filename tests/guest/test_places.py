@@ -1,4 +1,4 @@
-"""What a user does with the page engine on a real guest: cache, moves, and a lender that hangs."""
+"""What a user does with the page engine on a real guest: cache, moves, copies, and lenders that go away."""
 
 from __future__ import annotations
 
@@ -134,3 +134,52 @@ def test_the_monitor_answers_while_a_disk_waits_for_a_page_of_a_stopped_lender(s
         out, err = reader.communicate(timeout=120)
         assert out.decode() == f"{DISK} 0 wrong bytes\n", err.decode()
     shed.detach()
+
+
+def test_a_lost_lender_costs_nothing_and_is_replaced(shed: Scene) -> None:
+    attached = shed.attach("--from", "attic", "--memory", "256M", "--replicas", "2", "--cache", "64M")
+    (memory,) = attached.attachment.memory
+    shed.lend("barn")
+    filled = fill(shed, attached.attachment.node, 160)
+    holder = shed.lender("attic").holder_pid
+    assert holder
+    kill(shed.lender_pid("attic"))
+    kill(holder)
+    for pid in shed.pids("nbdkit", f"exportname={memory.lease}"):
+        kill(pid)
+    shed.lent_file(memory.lease).unlink()
+    until(lambda: "attic" in str(shed.status().degraded), "a degraded VM")
+    shed.run("lend", "--name", "attic")  # it comes back without the bytes
+
+    def others() -> list[str]:
+        found = shed.status().attachments
+        return [m.lease for at in found for m in at.memory if m.lease != memory.lease]
+
+    until(lambda: len(others()) == 2, "a new copy", 60.0)
+    until(lambda: shed.status().degraded == (), "its last page", 60.0)
+    check(filled)
+    shed.detach("--all")
+    assert [leases(shed, name) for name in ("attic", "cellar", "barn")] == [0, 0, 0]
+    assert shed.open_operations() == []
+
+
+def test_a_drained_lender_is_left_while_its_memory_is_in_use(shed: Scene) -> None:
+    attached = shed.attach("--from", "cellar", "--memory", "256M", "--cache", "32M")
+    filled = fill(shed, attached.attachment.node, 128)
+    shed.run("drain", "--name", "cellar", "--deadline", "100s")
+    assert leases(shed, "cellar") == 0
+    until(lambda: shed.status().attachments == (), "an empty book")
+    shed.run("uncordon", "--name", "cellar")
+    check(filled)
+    assert shed.open_operations() == []
+
+
+def test_a_second_place_on_this_hosts_disk(shed: Scene) -> None:
+    attached = shed.attach("--from", "cellar", "--memory", "128M", "--replica-on", "local", "--cache", "32M")
+    (memory,) = attached.attachment.memory
+    copy = shed.folders.local_copy(memory.lease)
+    assert copy.stat().st_blocks * 512 >= 128 * MIB
+    filled = fill(shed, attached.attachment.node, 64)
+    check(filled)
+    shed.detach("--from", "cellar")
+    assert not copy.exists()
