@@ -195,12 +195,6 @@ def replace(tools: Path, name: str, script: str) -> None:
     (tools / name).chmod(0o755)
 
 
-def with_controller_on(yard: Scene, tools: Path) -> None:
-    """Start the VM's controller anew, with ``tools`` as its PATH."""
-    kill(yard.pid("vmcoal.controller"))
-    yard.run("status", yard.vm, prefix=("env", f"PATH={tools}"))
-
-
 def nothing_of_other(yard: Scene) -> None:
     """Nothing runs of VM ``other``; its description stays, for its logs to be read, until it is deleted."""
     try:
@@ -212,19 +206,24 @@ def nothing_of_other(yard: Scene) -> None:
 
 @pytest.mark.parametrize("broken", ["missing", "dying"])
 def test_nbdkit_of_the_borrower(still: Scene, tools: Path, broken: str) -> None:
+    """The FUSE engine runs one; its controller is started anew where it finds none that works."""
+    image = ("--image", str(still.home / "still.raw"), "--no-seed", "--accel", "tcg", "--net", "none")
+    still.run("boot", "other", *image, "--far-memory", "1G", "--memory-engine", "fuse", "--wait", "qemu")
     if broken == "missing":
         (tools / "nbdkit").unlink()
     else:
         replace(
             tools, "nbdkit", 'case "$*" in *--dump*|*--version*) exec PROGRAM "$@";; esac; echo no luck >&2; exit 3'
         )
-    with_controller_on(still, tools)
     try:
-        done = still.run("attach", still.vm, "--memory", "128M", "--deadline", "20s", code=None)
+        kill(still.pid("vmcoal.controller", " other "))
+        still.run("status", "other", prefix=("env", f"PATH={tools}"))
+        done = still.run("attach", "other", "--memory", "128M", "--deadline", "20s", code=None)
         assert done.code in ((3,) if broken == "missing" else (8, 9)), done.err
         one_clear_error(done)
     finally:
-        with_controller_on(still, Path(os.environ["PATH"]))
+        still.run("shutdown", "other", "--force", code=None)
+        nothing_of_other(still)
 
 
 @pytest.mark.parametrize("broken", ["missing", "dying"])
