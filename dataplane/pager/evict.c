@@ -117,8 +117,12 @@ static void finish(struct lane *lane, struct operation *operation)
 		uint32_t page = operation->page + i;
 		/* What is to stay here counts as not stored. */
 		bool stored = operation->stored && (!region->home || operation->trim);
+		bool dropped = (*table_byte(engine, region, page) & PAGE_STATE_MASK) == PAGE_WRITE_DROP;
 		struct page_step step = table_step(engine, region, page, stored ? EVENT_STORED : EVENT_NOT_STORED);
 
+		/* It was discarded while it was written; its trim passed it over. */
+		if (dropped && operation->stored && !operation->trim)
+			trim_later(engine, region, page, 1);
 		actions[i] = step.action;
 		switch (step.action) {
 		case ACTION_COMMIT_DROP:
@@ -207,6 +211,12 @@ static void store_send(struct lane *lane, struct operation *operation)
 
 void trim_later(struct engine *engine, struct region *region, uint32_t page, uint32_t count)
 {
+	struct extent *last = engine->trim_count ? &engine->trims[engine->trim_count - 1] : NULL;
+
+	if (last && last->region == region && last->page + last->count == page) {
+		last->count += count;
+		return;
+	}
 	if (engine->trim_count == engine->trim_room) {
 		engine->trim_room = engine->trim_room ? engine->trim_room * 2 : 64;
 		engine->trims = realloc(engine->trims, engine->trim_room * sizeof *engine->trims);
@@ -216,12 +226,15 @@ void trim_later(struct engine *engine, struct region *region, uint32_t page, uin
 	engine->trims[engine->trim_count++] = (struct extent){region, page, count};
 }
 
-/* What a store keeps of a page that is zeros is harmless, so a trim that cannot be sent now is not sent later. */
+/* What a store keeps of a page that is zeros is harmless, so a trim that cannot be sent now is not sent later: but for
+ * pages on their way, which are noted when they have arrived. */
 void trim(struct lane *lane)
 {
 	struct engine *engine = lane->engine;
 
 	while (!lane->number && lane->storing < STORING_MAX) {
+		/* More would not be sent. */
+		int64_t room = STORING_MAX - (int64_t)lane->storing;
 		struct operation *operations[TRIM_RUNS];
 		unsigned count = 0;
 		struct extent *extent;
@@ -234,7 +247,7 @@ void trim(struct lane *lane)
 		}
 		extent = &engine->trims[engine->trim_count - 1];
 		view = lane->views[extent->region->slot];
-		while (extent->count && count < TRIM_RUNS) {
+		while (extent->count && count < TRIM_RUNS && room > 0) {
 			uint32_t run = 0;
 
 			while (view && run < extent->count && run < RUN_MAX &&
@@ -243,6 +256,7 @@ void trim(struct lane *lane)
 			if (run) {
 				operations[count] = operation_new(view, STORE, extent->page, run);
 				operations[count++]->trim = true;
+				room -= (int64_t)run * PAGE_SIZE;
 			} else {
 				run = 1;
 			}

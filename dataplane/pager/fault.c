@@ -216,7 +216,9 @@ static void zero_ahead(struct lane *lane, struct view *view, uint32_t page, uint
 	uint32_t ready = 0;
 
 	pthread_mutex_lock(&engine->lock);
-	while (ready < count && *table_byte(engine, region, page + ready) == PAGE_ZERO && table_room_ahead(engine)) {
+	/* What stores are about to forget is not made anew meanwhile: a trim passes over pages that are here. */
+	while (!engine->trim_count && ready < count && *table_byte(engine, region, page + ready) == PAGE_ZERO &&
+	       table_room_ahead(engine)) {
 		table_step(engine, region, page + ready, write ? EVENT_WRITE : EVENT_READ);
 		*table_byte(engine, region, page + ready++) |= PAGE_BUSY;
 	}
@@ -442,8 +444,11 @@ void fetch_fail(struct lane *lane, struct operation *operation)
 	for (uint32_t i = 0; i < operation->count; i++) {
 		uint32_t page = operation->page + i;
 		uint8_t *byte = table_byte(engine, region, page);
+		bool dropped = (*byte & PAGE_STATE_MASK) == PAGE_FETCH_DROP;
 		struct page_step step = table_step(engine, region, page, lost ? EVENT_INVALID : EVENT_NOT_FETCHED);
 
+		if (dropped)
+			trim_later(engine, region, page, 1);
 		if (step.next == PAGE_LOST && region->poison)
 			step = table_step(engine, region, page, EVENT_POISON);
 		if (step.action == ACTION_POISON) {
@@ -495,9 +500,13 @@ static enum page_action arrive(struct lane *lane, struct operation *operation, u
 	uint32_t page = operation->page + i, unheld;
 	uint8_t *byte = table_byte(engine, region, page);
 	bool hold = i == operation->marker && *byte == PAGE_FETCH && !region->home;
+	bool dropped = (*byte & PAGE_STATE_MASK) == PAGE_FETCH_DROP;
 	struct page_step step = table_step(engine, region, page, hold ? EVENT_ARRIVED_HOLD : EVENT_ARRIVED);
 	char *copy, *old;
 
+	/* It was discarded while it came; its trim passed it over. */
+	if (dropped)
+		trim_later(engine, region, page, 1);
 	if (i == operation->marker && !hold)
 		engine->stats[STAT_PREFETCH_USED] += operation->guessed;
 	switch (step.action) {

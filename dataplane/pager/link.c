@@ -52,14 +52,14 @@ static void end(struct link *link, enum link_state state, const char *why)
 {
 	struct request *request;
 
+	/* What libnbd says of its error is freed with the next call of it, such as those of keep_socket. */
+	snprintf(link->why, sizeof link->why, "%s", why ? why : "it failed");
 	/* Deregistered before it is closed, or the next descriptor with its number would be watched in its place. */
 	if (link->fd >= 0)
 		epoll_ctl(link->epoll, EPOLL_CTL_DEL, link->fd, NULL);
 	link->fd = -1;
 	link->direction = 0;
 	link->left = keep_socket(link);
-	/* What libnbd says of its error is freed with the handle. */
-	snprintf(link->why, sizeof link->why, "%s", why ? why : "it failed");
 	link->limbo = NULL;
 	nbd_close(link->nbd);
 	link->nbd = NULL;

@@ -39,7 +39,7 @@ from vmcoal.model.units import GIB, MIB, format_size
 T = TypeVar("T")
 
 BORROWER, LENDERS = "host1", ("host2", "host3")
-GUEST, SELF = "web", "home"
+GUEST, SELF = "web", "host1"
 """The guest, and the borrower's own lender, which lends vCPUs."""
 NEEDED_MEMORY = 6 * GIB
 PATIENCE = 300.0

@@ -129,7 +129,7 @@ async def stats(path: Path, *, deadline: float) -> PagerStats:
         elif region is not None and key == "store":
             store = region.stores[int(value)] = StoreStats()
         elif store is not None and key == "why":
-            store.why = value
+            store.why = "".join(char if char.isprintable() else "?" for char in value)  # of other software
         elif store is not None and key == "refused":
             store.refused = value == "1"
         elif store is not None and key == "latency":
