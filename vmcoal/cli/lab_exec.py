@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 
 import click
 
@@ -68,7 +68,12 @@ def _read_stdin() -> asyncio.Queue[CommandInput]:
                 data = b""
             given = queue.put(CommandInput(data=data, eof=not data))
             try:
-                asyncio.run_coroutine_threadsafe(given, loop).result()
+                taken = asyncio.run_coroutine_threadsafe(given, loop)
+                while not wait((taken,), timeout=1).done:
+                    if loop.is_closed():  # before it heard of this
+                        given.close()
+                        return
+                taken.result()
             except (RuntimeError, CancelledError):  # the command has ended, and the loop with it
                 given.close()
                 return
