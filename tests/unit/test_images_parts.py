@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmcoal.errors import ExecutionError, RefusedError, VmcoalError
-from vmcoal.guest import debian_disk, default_image
+from vmcoal.guest import debian_disk, default_image, packages
 from vmcoal.guest.initramfs import (
     CpioWriter,
     copy_libraries,
@@ -191,7 +191,7 @@ def test_modules() -> None:
     ],
 )
 def test_where_package_files_go(name: str, inside: str | None) -> None:
-    assert default_image.inside(name) == (None if inside is None else PurePosixPath(inside))
+    assert packages.inside(name) == (None if inside is None else PurePosixPath(inside))
 
 
 def test_grub_knows_where_it_is() -> None:

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from vmcoal.errors import ExecutionError
-from vmcoal.guest.initramfs import CpioWriter, copy_libraries, module_closure, module_data, module_name
-from vmcoal.guest.packages import Package, Progress, members, run_tool
+from vmcoal.guest.initramfs import CpioWriter, copy_libraries
+from vmcoal.guest.kernel import take_kernel
+from vmcoal.guest.packages import Package, Progress, inside, members, run_tool
 
 BUILDER = 2
 """Raised whenever the same packages and files would now give another image."""
@@ -150,7 +151,7 @@ def build(files: dict[str, Path], out: Path, agent: Path, init: Path, *, progres
         for index, (name, deb) in enumerate(sorted(files.items())):
             progress(f"unpacking {name}", 0.6 * index / len(files))
             if name.startswith("linux-image-"):
-                release = _take_kernel(deb, root, out)
+                release = take_kernel(deb, root, out, _MODULES)
             else:
                 _take_files(name, deb, root, pool)
         if not release:
@@ -198,17 +199,6 @@ def _lay_out(root: Path) -> None:
         (root / name).symlink_to(f"usr/{name}")
     (root / "var/run").symlink_to("../run")
     (root / "usr/lib64" / LOADER).symlink_to(f"../lib/x86_64-linux-gnu/{LOADER}")
-
-
-def inside(name: str) -> PurePosixPath | None:
-    """Return a package member's place under a merged /usr, or ``None`` for one that must not be unpacked."""
-    path = PurePosixPath("/", name)
-    if ".." in path.parts:
-        return None
-    path = path.relative_to("/")
-    if path.parts and path.parts[0] in {"bin", "sbin", "lib", "lib64"}:
-        path = PurePosixPath("usr", path)
-    return path
 
 
 def _take_files(package: str, deb: Path, root: Path, pool: Path) -> None:
@@ -262,35 +252,6 @@ def _is_wanted(package: str, path: PurePosixPath) -> bool:
         ("openssh-sftp-server", "usr/lib/openssh/sftp-server"),
         ("openssh-sftp-server", "usr/lib/sftp-server"),
     }
-
-
-def _take_kernel(deb: Path, root: Path, out: Path) -> str:
-    release = ""
-    raw: dict[str, tuple[PurePosixPath, bytes]] = {}
-    for info, reader in members(deb):
-        path = inside(info.name)
-        if path is None or reader is None:
-            continue
-        if path.parts[0] == "boot" and path.name.startswith("vmlinuz-"):
-            release = path.name.removeprefix("vmlinuz-")
-            (out / "vmlinuz").write_bytes(reader.read())
-            (out / "vmlinuz").chmod(0o644)
-        elif ".ko" in path.name:
-            raw[module_name(path.name)] = (path, reader.read())
-        elif path.name.startswith("modules."):
-            target = root / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(reader.read())
-
-    def read(name: str) -> bytes | None:
-        return module_data(raw[name][0].name, raw[name][1]) if name in raw else None
-
-    for name in module_closure(_MODULES, read):
-        path, data = raw[name]
-        target = root / path.with_name(path.name.split(".ko")[0] + ".ko")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(module_data(path.name, data))
-    return release
 
 
 def busybox_links(root: Path, release: str) -> None:

@@ -16,7 +16,7 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 from urllib.parse import unquote
 
@@ -289,3 +289,14 @@ def members(deb: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
             raise
     if unpack.returncode != 0:
         raise ExecutionError(f"{deb.name} cannot be unpacked: dpkg-deb ended with {unpack.returncode}")
+
+
+def inside(name: str) -> PurePosixPath | None:
+    """Return a package member's place under a merged /usr, or ``None`` for one that must not be unpacked."""
+    path = PurePosixPath("/", name)
+    if ".." in path.parts:
+        return None
+    path = path.relative_to("/")
+    if path.parts and path.parts[0] in {"bin", "sbin", "lib", "lib64"}:
+        path = PurePosixPath("usr", path)
+    return path

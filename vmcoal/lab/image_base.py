@@ -15,10 +15,11 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from vmcoal.errors import ExecutionError
-from vmcoal.guest.default_image import LOADER, busybox_links, inside
+from vmcoal.guest.default_image import LOADER, busybox_links
 from vmcoal.guest.images import guest_files
-from vmcoal.guest.initramfs import CpioWriter, elf_needed, module_closure, module_data, module_name
-from vmcoal.guest.packages import Progress, members, run_tool
+from vmcoal.guest.initramfs import CpioWriter, elf_needed, module_closure, module_name
+from vmcoal.guest.kernel import take_kernel
+from vmcoal.guest.packages import Progress, inside, members, run_tool
 
 BUILDER = 1
 """Raised whenever the same packages would now give another system."""
@@ -127,7 +128,7 @@ def build(files: Mapping[str, Path], flavor: Flavor, out: Path, work: Path, *, p
     for index, (name, deb) in enumerate(sorted(files.items())):
         progress(f"unpacking {name}", 0.6 * index / len(files))
         if name.startswith("linux-image-"):
-            release = _take_kernel(deb, root, out) or release
+            release = take_kernel(deb, root, out, MODULES) or release
         else:
             _take(deb, root)
     if not release:
@@ -183,36 +184,6 @@ def _take(deb: Path, root: Path) -> None:
             target.chmod(0o755 if info.mode & 0o111 else 0o644)
         elif info.islnk() and (source := inside(info.linkname)) is not None and (root / source).is_file():
             os.link(root / source, target)
-
-
-def _take_kernel(deb: Path, root: Path, out: Path) -> str:
-    """Unpack the kernel and the chosen modules, uncompressed: an emulated host would take seconds for it."""
-    release = ""
-    raw: dict[str, tuple[PurePosixPath, bytes]] = {}
-    for info, reader in members(deb):
-        path = inside(info.name)
-        if path is None or reader is None:
-            continue
-        if path.parts[0] == "boot" and path.name.startswith("vmlinuz-"):
-            release = path.name.removeprefix("vmlinuz-")
-            (out / "vmlinuz").write_bytes(reader.read())
-            (out / "vmlinuz").chmod(0o644)
-        elif ".ko" in path.name:
-            raw[module_name(path.name)] = (path, reader.read())
-        elif path.name.startswith("modules."):
-            target = root / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(reader.read())
-
-    def read(name: str) -> bytes | None:
-        return module_data(raw[name][0].name, raw[name][1]) if name in raw else None
-
-    for name in module_closure(MODULES, read):
-        path, data = raw[name]
-        target = root / path.with_name(path.name.split(".ko")[0] + ".ko")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(module_data(path.name, data))
-    return release
 
 
 def _write_initrd(root: Path, release: str, out: Path) -> None:
