@@ -21,6 +21,10 @@ from vmcoal.host.probe_image import EXIT_CODE, STAGES, probe_image
 from vmcoal.layout import cache_home, make_private
 
 KVM = Path("/dev/kvm")
+CPUINFO = Path("/proc/cpuinfo")
+_EMULATED = b"QEMU TCG CPU"
+_PATIENCE = 12
+"""How much more time a probe guest gets where the host's own processor is emulated, as a factor."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _VERSION = re.compile(r"QEMU emulator version (\d+)\.(\d+)(?:\.(\d+))?")
 _TIMESTAMP = re.compile(r"^(?:\S+Z )?(?:\S*qemu-system\S*: )?(?:error: |warning: )?")
@@ -66,7 +70,11 @@ def qemu_version(qemu: str, *, deadline: float = 10.0) -> tuple[int, int, int]:
 
 
 def probe_accel(qemu: str = "qemu-system-x86_64", *, deadline: float = 10.0, fresh: bool = False) -> AccelProbe:
-    """Find out whether ``qemu`` runs guests under KVM on this host, in at most ``deadline`` seconds.
+    """Find out whether ``qemu`` runs guests under KVM on this host.
+
+    The probe guest gets ``deadline`` seconds. Where this host's own processor is emulated, as the lab's are, everything
+    takes as long as the machine beneath is busy: what hangs there is tried once more and gets `_PATIENCE` times
+    as much.
 
     The answer is kept until the next boot or a change of the binary, in the cache folder; ``fresh`` asks again.
     Blocks: call it from a thread in asynchronous code. Raises `PrerequisiteError` where there is no usable QEMU at all.
@@ -79,7 +87,10 @@ def probe_accel(qemu: str = "qemu-system-x86_64", *, deadline: float = 10.0, fre
     if not fresh and (known := _recall(key)) is not None:
         return known
     probe = AccelProbe(False, "", path, qemu_version(path))
-    works, reason, lasting = run_probe(path, ["-accel", "kvm", "-cpu", "host"], deadline=deadline)
+    arguments = ["-accel", "kvm", "-cpu", "host"]
+    works, reason, lasting = run_probe(path, arguments, deadline=deadline)
+    if not works and not lasting and _emulated():
+        works, reason, lasting = run_probe(path, arguments, deadline=deadline * _PATIENCE)
     remedy = None if works else "run vmcoal on a host, or in a VM with nested virtualization, whose KVM runs guests"
     probe = msgspec.structs.replace(probe, kvm=works, reason=reason, remedy=remedy)
     if lasting:
@@ -129,6 +140,11 @@ def _progress(output: bytes | None) -> str:
 def _first_line(stderr: bytes) -> str:
     lines = stderr[:4096].decode("utf-8", "replace").strip().splitlines()
     return _TIMESTAMP.sub("", lines[0])[:200] if lines else ""
+
+
+def _emulated() -> bool:
+    with CPUINFO.open("rb") as file:
+        return _EMULATED in file.read(4096)
 
 
 def _obstacle() -> tuple[str, str] | None:
