@@ -16,7 +16,7 @@ help:
 
 setup: $(VENV)/installed
 
-$(VENV)/packages: tools/setup
+$(VENV)/packages: tools/setup pyproject.toml
 	tools/setup
 	@touch $@
 
