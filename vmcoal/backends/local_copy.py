@@ -6,7 +6,6 @@ place for pages. The file is worth nothing without the engine's key, and goes wi
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Collection
@@ -15,7 +14,6 @@ from pathlib import Path
 from vmcoal.backends import nbd, strays
 from vmcoal.backends.base import runtime_file
 from vmcoal.errors import ExecutionError, NotFoundError, RefusedError, UnreachableError
-from vmcoal.holding.children import ChildSpec, Restart
 from vmcoal.holding.client import Holder
 from vmcoal.layout import VmFolders
 from vmcoal.model.lease import MemoryServer
@@ -26,8 +24,6 @@ ADDRESS = "127.0.0.1"
 _SPARE = GIB
 """Bytes that stay free on the disk: the VM's own layer grows on it."""
 
-_CHUNK = 256 << 20
-_RESTARTS = 100
 _GRACE = 1.0
 
 
@@ -61,22 +57,10 @@ class LocalCopies:
         nbd.write_psk(self._psk(region), region, psk)
         file = self._folders.local_copy(region)
         await self._reserve(file, size)
-        log = self._log(region)
         with socket.create_server((ADDRESS, 0), backlog=64) as listener:
             port = int(listener.getsockname()[1])
-            await self._holder.spawn(
-                ChildSpec(
-                    id=_child(region),
-                    argv=nbd.server_argv(file, _export(region), self._psk(region), threads=1),
-                    env=nbd.child_env(1),
-                    fds={3: listener.fileno()},
-                    stdout=log,
-                    stderr=log,
-                    log_limit=256 * 1024,
-                    restart=Restart.ON_FAILURE,
-                    restart_max=_RESTARTS,
-                )
-            )
+            argv = nbd.server_argv(file, _export(region), self._psk(region), threads=1)
+            await self._holder.spawn(nbd.server_spec(_child(region), argv, listener, self._log(region)))
         return MemoryServer(port=port, export=_export(region), psk_identity=region, psk=psk)
 
     async def stop(self, region: str) -> None:
@@ -100,8 +84,7 @@ class LocalCopies:
     async def _reserve(self, path: Path, size: int) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            for start in range(0, size, _CHUNK):  # a piece at a time, so that it can be cancelled
-                await asyncio.to_thread(os.posix_fallocate, descriptor, start, min(_CHUNK, size - start))
+            await nbd.reserve(descriptor, size)
         except OSError as error:
             raise ExecutionError(
                 f"{format_size(size)} cannot be reserved in {path.parent}: {error.strerror}", hint="free space there"

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +22,19 @@ from urllib.parse import quote
 import msgspec
 
 from vmcoal.errors import DeadlineError, ExecutionError, PrerequisiteError, RefusedError, UnreachableError
+from vmcoal.holding.children import ChildSpec, Restart
 from vmcoal.model.lease import MemoryServer
 
 NBDKIT_MIN = (1, 30)
 PSK_BYTES = 32
+
+RESTARTS = 100
+"""How often in a row a server that ended is started again."""
+
+LOG_LIMIT = 256 * 1024
+"""Bytes of a server's log, and of the older part beside it."""
+
+_PIECE = 256 << 20
 
 LEASE_PATTERN = re.compile(r"[a-z][a-z0-9]{0,31}")
 """Lease ids become file names, QOM ids and ids of children."""
@@ -100,6 +110,31 @@ def server_argv(file: Path, export: str, psk_file: Path, *, threads: int) -> lis
         "exportname-list=empty",
         "exportdesc=none",
     ]
+
+
+def server_spec(
+    child: str, argv: list[str], listener: socket.socket, log: Path, *, cgroup: Path | None = None
+) -> ChildSpec:
+    """Return `server_argv`'s nbdkit as a child of a holder, which keeps ``listener``: one that was killed comes back on
+    the same port, and clients that retry lose nothing."""
+    return ChildSpec(
+        id=child,
+        argv=argv,
+        env=child_env(1),
+        fds={3: listener.fileno()},
+        stdout=log,
+        stderr=log,
+        log_limit=LOG_LIMIT,
+        restart=Restart.ON_FAILURE,
+        restart_max=RESTARTS,
+        cgroup=cgroup,
+    )
+
+
+async def reserve(descriptor: int, size: int) -> None:
+    """Reserve every byte of a file, a piece at a time so that it can be cancelled; raises `OSError` without room."""
+    for start in range(0, size, _PIECE):
+        await asyncio.to_thread(os.posix_fallocate, descriptor, start, min(_PIECE, size - start))
 
 
 def proxy_argv(address: str, port: int, export: str, identity: str, psk_file: Path) -> list[str]:

@@ -19,10 +19,9 @@ from vmcoal.backends import nbd
 from vmcoal.errors import ExecutionError, NotFoundError, PrerequisiteError
 from vmcoal.holding.binaries import find_binary
 from vmcoal.holding.children import ChildSpec, Restart
-from vmcoal.holding.client import Holder
-from vmcoal.layout import LenderFolders
 from vmcoal.lending import cgroup, connections
 from vmcoal.lending.book import Entry
+from vmcoal.lending.lease_servers import LeaseServers
 from vmcoal.lending.listening import listen_on
 from vmcoal.model.gpu import GpuDevice, GpuKind, GpuServer
 from vmcoal.model.units import GIB
@@ -31,9 +30,6 @@ BRIDGE, SERVER = "serve-", "pocld-"
 """How the ids of the children begin; the rest is the lease."""
 
 _START = 10.0
-_GRACE = 1.0
-_RESTARTS = 100
-_LOG_LIMIT = 256 * 1024
 _PROGRAM = "/server"
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt/rocm", "/sys")
 _ETC = ("OpenCL", "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d")
@@ -51,24 +47,8 @@ def missing() -> str | None:
     return None if shutil.which("bwrap") else "bwrap is not installed, and kernels must not run outside of a sandbox"
 
 
-class GpuServers:
-    """Starts, finds and ends the GPU servers of one lender; as `vmcoal.lending.memory_server.MemoryServers` does for
-    memory, with the same parameters."""
-
-    def __init__(
-        self,
-        holder: Holder,
-        folders: LenderFolders,
-        *,
-        host: str | None,
-        ports: range = range(0),
-        cgroups: Path | None = None,
-    ) -> None:
-        self.holder = holder
-        self._folders = folders
-        self._host = host
-        self._ports = ports
-        self._cgroups = cgroups
+class GpuServers(LeaseServers[GpuServer]):
+    """Starts, finds and ends the GPU servers of one lender: pocld and its bridge for each lease."""
 
     async def start(self, entry: Entry) -> GpuServer:
         """Start the server of a requested lease; raises `ExecutionError` and leaves nothing behind if it fails."""
@@ -93,38 +73,20 @@ class GpuServers:
             await self._serve(entry, entry.port)
         return self._describe(entry, entry.port, psk)
 
-    def describe(self, entry: Entry) -> GpuServer | None:
-        """Return how to reach the server of a granted lease, or ``None`` if its key is gone."""
-        psk = self._read_psk(entry.lease.id)
-        return None if psk is None else self._describe(entry, entry.port, psk)
-
     async def stop(self, entry: Entry) -> None:
         """End a lease's server and remove what it had. Idempotent; raises `DeadlineError` if it does not end."""
         lease = entry.lease.id
         await self._end_children(lease)
-        nbd.remove_file(self._psk_file(lease))
         await asyncio.to_thread(shutil.rmtree, self._home(lease), ignore_errors=True)
-        for child in (BRIDGE, SERVER):
-            for suffix in ("log", "log.1"):
-                nbd.remove_file(self._folders.state / f"{child}{lease}.{suffix}")
-        if self._cgroups is not None:
-            cgroup.remove_group(self._cgroups / lease)
+        self._remove(lease, *_children(lease))
 
     async def sweep(self, entries: list[Entry]) -> list[str]:
-        """End servers that belong to none of ``entries``; return their ids."""
-        leases = {entry.lease.id for entry in entries}
-        found = []
-        for child in await self.holder.list():
-            if child.id.startswith(SERVER) and child.id.removeprefix(SERVER) not in leases:
-                await self.holder.stop(child.id, _GRACE)
-                await self.holder.forget(child.id)
-                await asyncio.to_thread(shutil.rmtree, self._home(child.id.removeprefix(SERVER)), ignore_errors=True)
-                found.append(child.id)
-        return found
-
-    def in_use(self, entry: Entry) -> bool:
-        """Return whether the lease's borrower is connected to its server."""
-        return bool(entry.port and entry.peer and connections.plain(entry.peer) in connections.peers_of(entry.port))
+        """End servers that belong to none of ``entries``; return their ids. A bridge goes with memory's servers."""
+        leases = await self._end_others(SERVER, entries)
+        for lease in leases:
+            await asyncio.to_thread(shutil.rmtree, self._home(lease), ignore_errors=True)
+            self._remove(lease, *_children(lease))
+        return [f"{SERVER}{lease}" for lease in leases]
 
     # Steps
 
@@ -153,7 +115,7 @@ class GpuServers:
     async def _spawn(
         self, child: str, argv: list[str], env: dict[str, str], fds: dict[int, int], group: Path | None
     ) -> None:
-        log = self._folders.state / f"{child}.log"
+        log = self._log(child)
         await self.holder.spawn(
             ChildSpec(
                 id=child,
@@ -162,9 +124,9 @@ class GpuServers:
                 fds=fds,
                 stdout=log,
                 stderr=log,
-                log_limit=_LOG_LIMIT,
+                log_limit=nbd.LOG_LIMIT,
                 restart=Restart.ON_FAILURE,
-                restart_max=_RESTARTS,
+                restart_max=nbd.RESTARTS,
                 cgroup=group,
             )
         )
@@ -184,20 +146,20 @@ class GpuServers:
                     writer.close()
         except (TimeoutError, OSError) as error:
             raise ExecutionError(
-                f"the GPU server of lease {lease} does not answer", stderr=self._tail(lease), hint=REMEDY
+                f"the GPU server of lease {lease} does not answer", stderr=self._tail(f"{SERVER}{lease}"), hint=REMEDY
             ) from error
         if not await self._runs(lease):
-            raise ExecutionError(f"the GPU server of lease {lease} ended at its start", stderr=self._tail(lease))
+            raise ExecutionError(
+                f"the GPU server of lease {lease} ended at its start", stderr=self._tail(f"{SERVER}{lease}")
+            )
 
     async def _runs(self, lease: str) -> bool:
-        live = {child.id for child in await self.holder.list() if child.live}
-        return {f"{BRIDGE}{lease}", f"{SERVER}{lease}"} <= live
+        return set(_children(lease)) <= await self._live()
 
     async def _end_children(self, lease: str) -> None:
-        for child in (f"{BRIDGE}{lease}", f"{SERVER}{lease}"):
+        for child in _children(lease):
             with contextlib.suppress(NotFoundError):
-                await self.holder.stop(child, _GRACE)
-                await self.holder.forget(child)
+                await self._end(child)
 
     # Small things
 
@@ -208,20 +170,9 @@ class GpuServers:
     def _home(self, lease: str) -> Path:
         return self._folders.runtime / f"gpu-{lease}"
 
-    def _psk_file(self, lease: str) -> Path:
-        return self._folders.runtime / f"{lease}.psk"
 
-    def _read_psk(self, lease: str) -> str | None:
-        try:
-            return self._psk_file(lease).read_text().strip().partition(":")[2] or None
-        except FileNotFoundError:
-            return None
-
-    def _tail(self, lease: str) -> str:
-        try:
-            return (self._folders.state / f"{SERVER}{lease}.log").read_text(errors="replace")[-1000:].strip()
-        except FileNotFoundError:
-            return ""
+def _children(lease: str) -> tuple[str, str]:
+    return f"{BRIDGE}{lease}", f"{SERVER}{lease}"
 
 
 def bridge_argv(psk_file: Path, command: Path, stream: Path) -> list[str]:

@@ -16,12 +16,11 @@ from pathlib import Path
 
 from vmcoal.backends import nbd, strays
 from vmcoal.errors import ExecutionError, NotFoundError, RefusedError
-from vmcoal.holding.children import ChildSpec, Restart
-from vmcoal.holding.client import Holder
 from vmcoal.host.facts import Host
 from vmcoal.layout import LenderFolders, make_private, shm_home
 from vmcoal.lending import cgroup, connections
 from vmcoal.lending.book import Entry
+from vmcoal.lending.lease_servers import LeaseServers
 from vmcoal.lending.listening import listen_on
 from vmcoal.model.lease import MemoryServer
 from vmcoal.model.units import format_size
@@ -31,33 +30,11 @@ THREADS = 1
 """Requests of one connection that nbdkit works on at once: the borrower's proxy has several connections, and one
 request under way on each, so more would only pass it from thread to thread."""
 
-_CHUNK = 256 << 20
-_RESTARTS = 100
 _START = 20.0
-_GRACE = 1.0
 
 
-class MemoryServers:
-    """Starts, finds and ends the servers of one lender.
-
-    ``holder`` may be replaced when it was lost; ``host`` is the address they listen on (``None``: all); ``ports`` the
-    data ports to choose from (empty: any); ``cgroups`` the folder of their groups, or ``None``.
-    """
-
-    def __init__(
-        self,
-        holder: Holder,
-        folders: LenderFolders,
-        *,
-        host: str | None,
-        ports: range = range(0),
-        cgroups: Path | None = None,
-    ) -> None:
-        self.holder = holder
-        self._folders = folders
-        self._host = host
-        self._ports = ports
-        self._cgroups = cgroups
+class MemoryServers(LeaseServers[MemoryServer]):
+    """Starts, finds and ends the memory servers of one lender: a file and an nbdkit for each lease."""
 
     async def start(self, entry: Entry) -> MemoryServer:
         """Reserve the bytes of a requested lease and serve them.
@@ -89,25 +66,15 @@ class MemoryServers:
             await self._serve(entry, entry.port)
         return self._describe(entry, entry.port, psk)
 
-    def describe(self, entry: Entry) -> MemoryServer | None:
-        """Return how to reach the server of a granted lease, or ``None`` if its key is gone."""
-        psk = self._read_psk(entry.lease.id)
-        return None if psk is None else self._describe(entry, entry.port, psk)
-
     async def runs(self, lease: str) -> bool:
         """Return whether the holder keeps the server of ``lease`` alive."""
-        return any(child.id == _child(lease) and child.live for child in await self.holder.list())
+        return _child(lease) in await self._live()
 
     async def stop(self, entry: Entry) -> None:
         """End a lease's server and give its bytes back. Idempotent; raises `DeadlineError` if it does not end."""
-        lease = entry.lease.id
         await self._end_child(entry)
         nbd.remove_file(self.file(entry))
-        nbd.remove_file(self._psk_file(lease))
-        for log in (self._log(lease), self._log(lease).with_suffix(".log.1")):
-            nbd.remove_file(log)
-        if self._cgroups is not None:
-            cgroup.remove_group(self._cgroups / lease)
+        self._remove(entry.lease.id, _child(entry.lease.id))
 
     async def sweep(self, entries: list[Entry]) -> list[str]:
         """End servers that belong to none of ``entries``; return their ids.
@@ -115,24 +82,14 @@ class MemoryServers:
         Bytes are removed by `stop` alone: every file's lease is in the journal before the file is made, and another
         lender of this user may have files beside them.
         """
-        leases = {entry.lease.id for entry in entries}
-        found = []
-        for child in await self.holder.list():
-            lease = child.id.removeprefix(_PREFIX)
-            if child.id.startswith(_PREFIX) and lease not in leases:
-                await self.holder.stop(child.id, _GRACE)
-                await self.holder.forget(child.id)
-                nbd.remove_file(self._psk_file(lease))
-                found.append(child.id)
-        return found
+        leases = await self._end_others(_PREFIX, entries)
+        for lease in leases:
+            self._remove(lease, _child(lease))
+        return [_child(lease) for lease in leases]
 
     def file(self, entry: Entry) -> Path:
         """Return the tmpfs file of a lease's bytes."""
         return self._folders.memory(entry.lease.id, entry.generation)
-
-    def in_use(self, entry: Entry) -> bool:
-        """Return whether the lease's borrower is connected to its server."""
-        return bool(entry.port and entry.peer and connections.plain(entry.peer) in connections.peers_of(entry.port))
 
     def resident(self, entry: Entry) -> int:
         """Return the bytes of a lease that are really in memory; 0 if there are none."""
@@ -160,7 +117,7 @@ class MemoryServers:
         if lease.committed < lease.amount:
             return 0
         with self._opened(entry) as descriptor:
-            await _allocate(descriptor, lease.amount)
+            await nbd.reserve(descriptor, lease.amount)
         return lease.amount
 
     @contextlib.contextmanager
@@ -179,23 +136,16 @@ class MemoryServers:
             os.close(descriptor)
 
     async def _serve(self, entry: Entry, port: int) -> int:
-        lease, log = entry.lease.id, self._log(entry.lease.id)
+        lease = entry.lease.id
         with listen_on(self._host, port, self._ports) as listener:
             connections.notice_loss(listener)
             port = int(listener.getsockname()[1])
-            argv = nbd.server_argv(self.file(entry), self._export(entry), self._psk_file(lease), threads=THREADS)
-            group = self._cgroups and cgroup.lease_group(self._cgroups, lease, entry.lease.amount)
-            spec = ChildSpec(
-                id=_child(lease),
-                argv=argv,
-                env=nbd.child_env(1),
-                fds={3: listener.fileno()},
-                stdout=log,
-                stderr=log,
-                log_limit=256 * 1024,
-                restart=Restart.ON_FAILURE,
-                restart_max=_RESTARTS,
-                cgroup=group or None,
+            spec = nbd.server_spec(
+                _child(lease),
+                nbd.server_argv(self.file(entry), self._export(entry), self._psk_file(lease), threads=THREADS),
+                listener,
+                self._log(_child(lease)),
+                cgroup=self._cgroups and cgroup.lease_group(self._cgroups, lease, entry.lease.amount),
             )
             ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             unwatch = await self.holder.watch(
@@ -225,16 +175,14 @@ class MemoryServers:
             await asyncio.gather(greeting, return_exceptions=True)
         raise ExecutionError(
             f"the memory server of lease {lease} " + ("ended at its start" if ended.done() else "does not answer"),
-            stderr=self._tail(lease),
+            stderr=self._tail(_child(lease)),
             hint="see what nbdkit said",
         )
 
     async def _end_child(self, entry: Entry) -> None:
         """End a lease's server, also one that outlived its holder. The export's name is unique."""
-        child = _child(entry.lease.id)
         try:
-            await self.holder.stop(child, _GRACE)
-            await self.holder.forget(child)
+            await self._end(_child(entry.lease.id))
         except NotFoundError:
             await strays.end(f"exportname={self._export(entry)}", deadline=_START)
 
@@ -245,24 +193,6 @@ class MemoryServers:
 
     def _export(self, entry: Entry) -> str:
         return nbd.export_name(entry.lease.id, entry.lease.epoch, entry.generation)
-
-    def _psk_file(self, lease: str) -> Path:
-        return self._folders.runtime / f"{lease}.psk"
-
-    def _read_psk(self, lease: str) -> str | None:
-        try:
-            return self._psk_file(lease).read_text().strip().partition(":")[2] or None
-        except FileNotFoundError:
-            return None
-
-    def _log(self, lease: str) -> Path:
-        return self._folders.state / f"{_child(lease)}.log"
-
-    def _tail(self, lease: str) -> str:
-        try:
-            return self._log(lease).read_text(errors="replace")[-1000:].strip()
-        except FileNotFoundError:
-            return ""
 
 
 _PREFIX = "serve-"
@@ -278,12 +208,6 @@ def resident(folders: LenderFolders, entry: Entry) -> int:
 
 def _child(lease: str) -> str:
     return f"{_PREFIX}{lease}"
-
-
-async def _allocate(descriptor: int, size: int) -> None:
-    """Reserve every page of a file, a piece at a time so that it can be cancelled."""
-    for start in range(0, size, _CHUNK):
-        await asyncio.to_thread(os.posix_fallocate, descriptor, start, min(_CHUNK, size - start))
 
 
 async def _read_greeting(listener: socket.socket) -> bool:
