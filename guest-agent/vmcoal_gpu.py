@@ -213,6 +213,8 @@ class Relay:
             data = os.read(self.fd, 4 * FRAME_MAX)
         except BlockingIOError:
             return True
+        except ConnectionResetError:
+            data = b""
         except OSError as error:
             self.why = f"the port broke: {error.strerror}"
             return False
@@ -229,6 +231,9 @@ class Relay:
                 count = os.write(self.fd, memoryview(self.out)[:PIECE])
             except BlockingIOError:
                 return True
+            except (BrokenPipeError, ConnectionResetError):
+                self.why = "the host closed the port"
+                return False
             except OSError as error:
                 self.why = f"the port broke: {error.strerror}"
                 return False
