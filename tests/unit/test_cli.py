@@ -455,6 +455,17 @@ def test_delete() -> None:
     assert vmcoal("delete", "web", "--yes").code == 4
 
 
+def test_delete_takes_nothing_away_before_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaned: list[str] = []
+    monkeypatch.setattr("vmcoal.cli.lifecycle.clean", cleaned.append)
+    make_vm("web")
+    assert vmcoal("delete", "web").code == 2
+    assert vmcoal("delete", "web", "--dry-run").code == 0
+    assert cleaned == []
+    assert vmcoal("delete", "web", "--yes").code == 0
+    assert cleaned == ["web"]
+
+
 def test_logs(web: layout.VmFolders) -> None:
     web.console_log.write_text("two\nthree\n")
     web.console_log.with_name("console.log.1").write_text("one\n")

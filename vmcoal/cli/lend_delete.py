@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import sys
 
 import click
 
 from vmcoal import layout
 from vmcoal.cli.app import Command
+from vmcoal.cli.deleting import confirmed, remove
 from vmcoal.cli.lender_process import refuse_running
 from vmcoal.cli.output import note
 from vmcoal.cli.params import LOCAL_LENDER, dry_run_option, resolve_local_lender, yes_option
-from vmcoal.errors import ConflictError, ExecutionError, UsageError
+from vmcoal.errors import ConflictError
 
 
 @click.command("delete", cls=Command, example="vmcoal lend delete attic --yes")
@@ -27,27 +26,10 @@ def delete(lender: str, yes: bool, dry_run: bool) -> None:
     refuse_running(folders, name)
     _refuse_serving(folders, name)
     lent = sorted(layout.shm_home().glob(folders.memory("*", "*").name)) if layout.shm_home().is_dir() else []
-    if dry_run:
-        for path in [*sorted(path for path in folders.state.rglob("*") if not path.is_dir()), *lent]:
-            click.echo(f"remove {path}")
-        note("nothing was changed")
+    question = f"Remove lender {name}, its key and its borrowers included?"
+    if not confirmed(question, f"vmcoal lend delete {name}", folders, lent, yes=yes, dry_run=dry_run):
         return
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError("stdin is not a terminal to ask on", hint=f"vmcoal lend delete {name} --yes")
-        click.confirm(f"Remove lender {name}, its key and its borrowers included?", abort=True, err=True)
-    try:
-        for path in lent:
-            path.unlink(missing_ok=True)
-        for folder in (folders.runtime, folders.state):
-            if folder.exists():
-                shutil.rmtree(folder)
-    except OSError as error:
-        raise ExecutionError(
-            f"cannot remove {error.filename}: {error.strerror}",
-            left=f"what remains of {folders.state} and {folders.runtime}",
-            hint="remove them by hand",
-        ) from error
+    remove(folders, lent)
     note(f"lender {name} is gone")
 
 

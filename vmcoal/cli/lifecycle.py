@@ -11,6 +11,7 @@ import click
 
 from vmcoal import layout
 from vmcoal.cli.app import Command
+from vmcoal.cli.deleting import confirmed, remove
 from vmcoal.cli.output import counted, note, print_json, print_plan
 from vmcoal.cli.params import (
     COUNT,
@@ -24,7 +25,7 @@ from vmcoal.cli.params import (
 )
 from vmcoal.cli.vm import clean, holder_lives, vm_steps
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
-from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, UsageError
+from vmcoal.errors import ConflictError, NotFoundError, UsageError
 from vmcoal.model.attachment import Plan
 
 _LOGS = ("console", "qemu", "controller", "qmp", "pager")
@@ -69,31 +70,13 @@ def delete(vm: str, yes: bool, dry_run: bool) -> None:
     folders = layout.vm_folders(name)
     if holder_lives(name):
         raise ConflictError(f"VM {name} runs", hint=f"vmcoal shutdown {name}")
-    if not dry_run:
-        clean(name)
-    if dry_run:
-        for path in sorted(path for path in folders.state.rglob("*") if not path.is_dir()):
-            click.echo(f"remove {path}")
-        note("nothing was changed")
+    size = folders.overlay.stat().st_size if folders.overlay.exists() else 0
+    disk = f", its disk layer of {size >> 20} MiB included" if size else ""
+    if not confirmed(f"Remove VM {name}{disk}?", f"vmcoal delete {name}", folders, yes=yes, dry_run=dry_run):
         return
-    if not yes:
-        if not sys.stdin.isatty():
-            raise UsageError("stdin is not a terminal to ask on", hint=f"vmcoal delete {name} --yes")
-        size = folders.overlay.stat().st_size if folders.overlay.exists() else 0
-        disk = f", its disk layer of {size >> 20} MiB included" if size else ""
-        click.confirm(f"Remove VM {name}{disk}?", abort=True, err=True)
-    try:
-        # machine.json goes first: without it there is no such VM, whatever stops the rest
-        folders.spec.unlink(missing_ok=True)
-        for folder in (folders.runtime, folders.state):
-            if folder.exists():
-                shutil.rmtree(folder)
-    except OSError as error:
-        raise ExecutionError(
-            f"cannot remove {error.filename}: {error.strerror}",
-            left=f"what remains of {folders.state} and {folders.runtime}",
-            hint="remove them by hand",
-        ) from error
+    clean(name)
+    # machine.json goes first: without it there is no such VM, whatever stops the rest
+    remove(folders, [folders.spec])
     note(f"VM {name} is gone")
 
 
