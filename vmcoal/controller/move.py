@@ -22,6 +22,7 @@ from vmcoal.controller.places import (
     free_number,
     give_up,
     missing_at,
+    own_lease,
     promote,
     region_of,
     settle_copy,
@@ -32,7 +33,7 @@ from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm
 from vmcoal.errors import ConflictError, NotFoundError, UsageError, VmcoalError
 from vmcoal.model.attachment import AttachmentState, Plan, Step
-from vmcoal.model.lease import Lease, LeaseState, ResourceKind
+from vmcoal.model.lease import ResourceKind
 from vmcoal.model.paging import HOME
 from vmcoal.model.units import format_size
 from vmcoal.policy.admission import admit
@@ -201,17 +202,7 @@ async def _pull(vm: Vm, loan: Loan, trans: Transaction) -> Loan:
     async with trans.step("home", region=loan.region):
         await vm.pager("home").home(loan.region, True)
     await wait_until(vm, loan.region, lambda seen: seen.away, trans)
-    lease = Lease(
-        id=f"{HOME}-{loan.region}",
-        kind=ResourceKind.MEMORY,
-        amount=loan.capacity,
-        committed=loan.size,
-        state=LeaseState.ACTIVE,
-        epoch=0,
-        lender=HOME,
-        borrower="",
-        vm=vm.spec.name,
-    )
+    lease = own_lease(vm, loan, HOME)
     return msgspec.structs.replace(
         loan, lease=lease, link=None, port=0, number=0, replicas=1, problem=None, copy=False, since=time.time()
     )

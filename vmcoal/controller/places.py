@@ -99,6 +99,21 @@ async def choose_copy(vm: Vm, lender: str, wanted: str | None, capacity: int, co
     return record.name
 
 
+def own_lease(vm: Vm, loan: Loan, place: str) -> Lease:
+    """Return what stands for a lease of ``loan``'s region where its pages are on this host: at `HOME` or `LOCAL`."""
+    return Lease(
+        id=f"{place}-{loan.region}",
+        kind=ResourceKind.MEMORY,
+        amount=loan.capacity,
+        committed=loan.size,
+        state=LeaseState.ACTIVE,
+        epoch=0,
+        lender=place,
+        borrower="",
+        vm=vm.spec.name,
+    )
+
+
 def check_home_room(away: int) -> None:
     """Raise `RefusedError` unless ``away`` more bytes fit into this host's memory."""
     info = os.statvfs(next(path for path in (shm_home(), *shm_home().parents) if path.exists()))
@@ -121,17 +136,7 @@ async def add_copy(vm: Vm, carrier: Loan, lender: str, trans: Transaction, *, nu
     if number is None:
         raise ConflictError(f"the pages of {carrier.device} are in {PLACES} places already", hint="see: vmcoal status")
     if lender == LOCAL:
-        lease = Lease(
-            id=f"local-{region}",
-            kind=ResourceKind.MEMORY,
-            amount=carrier.capacity,
-            committed=carrier.size,
-            state=LeaseState.ACTIVE,
-            epoch=0,
-            lender=LOCAL,
-            borrower="",
-            vm=vm.spec.name,
-        )
+        lease = own_lease(vm, carrier, LOCAL)
         async with trans.step("local-copy", region=region):
             server, address, link = await vm.local.start(region, carrier.capacity), ADDRESS, None
     else:
