@@ -133,7 +133,26 @@ class Folders:
         return self.state / "exits.log"
 
 
-class VmFolders(Folders):
+class QemuFolders(Folders):
+    """The folders of what runs as a QEMU: a VM, or a host of the lab."""
+
+    @property
+    def console_log(self) -> Path:
+        """What its system wrote to its serial console; bounded, one older part beside it as ``.1``."""
+        return self.state / "console.log"
+
+    @property
+    def qemu_log(self) -> Path:
+        """QEMU's stderr."""
+        return self.state / "qemu.log"
+
+    @property
+    def qmp_log(self) -> Path:
+        """QMP transcript, one JSON object a line."""
+        return self.state / "qmp.log"
+
+
+class VmFolders(QemuFolders):
     """The folders of one VM."""
 
     @property
@@ -160,21 +179,6 @@ class VmFolders(Folders):
     def console_socket(self) -> Path:
         """Serial console."""
         return self.runtime / "console.sock"
-
-    @property
-    def console_log(self) -> Path:
-        """What the guest wrote to its serial console; bounded, one older part beside it as ``.1``."""
-        return self.state / "console.log"
-
-    @property
-    def qemu_log(self) -> Path:
-        """QEMU's stderr."""
-        return self.state / "qemu.log"
-
-    @property
-    def qmp_log(self) -> Path:
-        """QMP transcript, one JSON object a line."""
-        return self.state / "qmp.log"
 
     @property
     def controller_log(self) -> Path:
@@ -242,28 +246,13 @@ class LenderFolders(Folders):
         return shm_home() / f"{self.state.name}-{lease}-{generation}.mem"
 
 
-class LabHostFolders(Folders):
+class LabHostFolders(QemuFolders):
     """The folders of one host of the lab."""
 
     @property
     def spec(self) -> Path:
         """The host as it runs (`vmcoal.lab.host_spec.HostSpec`, JSON)."""
         return self.state / "host.json"
-
-    @property
-    def console_log(self) -> Path:
-        """What the host wrote to its serial console; bounded, one older part beside it as ``.1``."""
-        return self.state / "console.log"
-
-    @property
-    def qemu_log(self) -> Path:
-        """QEMU's stderr."""
-        return self.state / "qemu.log"
-
-    @property
-    def qmp_log(self) -> Path:
-        """QMP transcript, one JSON object a line."""
-        return self.state / "qmp.log"
 
     def socket(self, name: str) -> Path:
         """Return the socket ``name``: qmp, console, or agent0 and up, a control channel each."""
