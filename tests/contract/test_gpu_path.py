@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from framework.lent_gpu import device, gpu_entry, gpu_servers
+from framework.opencl import opencl_add
 from vmcoal.backends import nbd
 from vmcoal.errors import NotFoundError
 from vmcoal.guest.images import guest_files
@@ -45,41 +46,7 @@ relay.hide("gpu-test")
 print("ended:", carrier.why, flush=True)
 """
 
-PROGRAM = """
-import ctypes, sys
-cl = ctypes.CDLL("libOpenCL.so.1")
-P, U, Z = ctypes.c_void_p, ctypes.c_uint, ctypes.c_size_t
-for name in ("Context", "CommandQueue", "ProgramWithSource", "Kernel", "Buffer"):
-    getattr(cl, "clCreate" + name).restype = P
-def good(code):
-    if code:
-        sys.exit(f"error {code}")
-platform, device, code = P(), P(), ctypes.c_int()
-good(cl.clGetPlatformIDs(1, ctypes.byref(platform), None))
-good(cl.clGetDeviceIDs(platform, ctypes.c_uint64(0xFFFFFFFF), 1, ctypes.byref(device), None))
-err = ctypes.byref(code)
-context = P(cl.clCreateContext(None, 1, ctypes.byref(device), None, None, err)); good(code.value)
-queue = P(cl.clCreateCommandQueue(context, device, ctypes.c_uint64(0), err)); good(code.value)
-text = ctypes.c_char_p(b"__kernel void add(__global int *x) { x[get_global_id(0)] += 41; }")
-program = P(cl.clCreateProgramWithSource(context, 1, ctypes.byref(text), None, err)); good(code.value)
-good(cl.clBuildProgram(program, 1, ctypes.byref(device), b"", None, None))
-kernel = P(cl.clCreateKernel(program, b"add", err)); good(code.value)
-count = 1 << 18
-data = (ctypes.c_int * count)(*range(count))
-size = Z(ctypes.sizeof(data))
-buffer = P(cl.clCreateBuffer(context, ctypes.c_uint64(1), size, None, err)); good(code.value)
-good(cl.clEnqueueWriteBuffer(queue, buffer, U(1), Z(0), size, data, U(0), None, None))
-good(cl.clSetKernelArg(kernel, U(0), Z(8), ctypes.byref(buffer)))
-n = Z(count)
-def once():
-    good(cl.clEnqueueNDRangeKernel(queue, kernel, U(1), None, ctypes.byref(n), None, U(0), None, None))
-    good(cl.clFinish(queue))
-once()
-good(cl.clEnqueueReadBuffer(queue, buffer, U(1), Z(0), size, data, U(0), None, None))
-print("right" if all(data[i] == i + 41 for i in range(count)) else "wrong", flush=True)
-while len(sys.argv) > 1:
-    once()
-"""
+PROGRAM = opencl_add(1 << 18)
 
 
 class Way:

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from framework.fake_pager import FakePager
-from framework.fake_vm import FakeLender, FakeVm, Killed, fake_vm
+from framework.fake_vm import FakeLender, Killed, fake_vm
+from framework.paged_vm import Paged
 from vmcoal.controller import guard as guards
 from vmcoal.controller.api import MoveRequest, ShutdownRequest, TuneRequest
 from vmcoal.controller.attach import attach
@@ -37,14 +37,10 @@ WAYS = pytest.mark.parametrize("request_", [TWICE, LOCAL, GRAINS], ids=["lender"
 ALL = DetachRequest(everything=True, deadline=10.0)
 
 
-class Paged:
-    """A fake VM whose memory engine pages, and two lenders."""
+class Copied(Paged):
+    """A VM whose pages are in two places."""
 
-    def __init__(self, world: FakeVm) -> None:
-        self.world = world
-        self.pager = world.engine = FakePager(world.fuse)
-        world.lenders["cellar"] = FakeLender("cellar", rtt=60e-6)
-        world.qemu.version = (9, 0)
+    vms: list[Vm]
 
     def places(self, vm: Vm) -> list[str]:
         """Return where the one region's pages are, as the book and the engine have it."""
@@ -67,23 +63,20 @@ class Paged:
             for loan in vm.book.of(lender):
                 vm.keeper._gone(loan.id)
 
-    vms: list[Vm]
-
     async def ready(self, request: AttachRequest = TWICE) -> Vm:
-        vm = self.world.controller()
+        vm = await self.attached(request)
         self.vms = [vm]
-        await attach(vm, request, self.world.report)
         return vm
 
 
 @pytest.fixture
-def paged(tmp_path: Path) -> Iterator[Paged]:
+def paged(tmp_path: Path) -> Iterator[Copied]:
     with fake_vm(tmp_path) as world:
-        yield Paged(world)
+        yield Copied(world)
 
 
 @WAYS
-async def test_there_and_back(paged: Paged, request_: AttachRequest) -> None:
+async def test_there_and_back(paged: Copied, request_: AttachRequest) -> None:
     vm = await paged.ready(request_)
     assert paged.places(vm) == ["attic", "local" if request_.replica_on else "cellar"]
     assert {loan.state for loan in vm.book} == {AttachmentState.ATTACHED}
@@ -93,7 +86,7 @@ async def test_there_and_back(paged: Paged, request_: AttachRequest) -> None:
     assert len(vm.book) == 0
 
 
-async def test_a_plan_says_where(paged: Paged) -> None:
+async def test_a_plan_says_where(paged: Copied) -> None:
     vm = paged.world.controller()
     plan = await attach(vm, msgspec.structs.replace(TWICE, dry_run=True), paged.world.report)
     assert isinstance(plan, Plan)
@@ -156,7 +149,7 @@ async def test_a_controller_killed_at_any_call(tmp_path: Path, request_: AttachR
     pytest.fail(f"{what} never succeeded")
 
 
-async def test_granular_memory_grows_and_shrinks_in_both_places(paged: Paged) -> None:
+async def test_granular_memory_grows_and_shrinks_in_both_places(paged: Copied) -> None:
     vm = await paged.ready(GRAINS)
     await attach(vm, msgspec.structs.replace(GRAINS, memory=128 * MIB), paged.world.report)
     committed = [sum(lease.committed for lease in paged.world.lenders[x].held()) for x in ("attic", "cellar")]
@@ -167,7 +160,7 @@ async def test_granular_memory_grows_and_shrinks_in_both_places(paged: Paged) ->
     assert {loan.size for loan in vm.book} == {256 * MIB}
 
 
-async def test_detaching_the_copy_keeps_the_memory(paged: Paged) -> None:
+async def test_detaching_the_copy_keeps_the_memory(paged: Copied) -> None:
     vm = await paged.ready()
     (region,) = paged.pager.paged.values()
     region.places[1].behind = 0
@@ -178,7 +171,9 @@ async def test_detaching_the_copy_keeps_the_memory(paged: Paged) -> None:
     assert paged.places(vm) == ["attic"], "what was taken away on purpose is not made again"
 
 
-async def test_the_one_place_that_has_everything_is_not_given_up(paged: Paged, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_one_place_that_has_everything_is_not_given_up(
+    paged: Copied, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vmcoal.controller.places.STILL", 0.1)
     vm = await paged.ready()
     (region,) = paged.pager.paged.values()
@@ -189,7 +184,7 @@ async def test_the_one_place_that_has_everything_is_not_given_up(paged: Paged, m
 
 
 @pytest.mark.parametrize("lost", ["attic", "cellar"])
-async def test_a_lost_place_is_replaced_on_a_spare_lender(paged: Paged, lost: str) -> None:
+async def test_a_lost_place_is_replaced_on_a_spare_lender(paged: Copied, lost: str) -> None:
     vm = await paged.ready()
     (region,) = paged.pager.paged.values()
     region.places[1].behind = 0
@@ -210,7 +205,7 @@ async def test_a_lost_place_is_replaced_on_a_spare_lender(paged: Paged, lost: st
     assert len(vm.book) == 0
 
 
-async def test_without_a_spare_lender_it_is_said_and_tried_again(paged: Paged) -> None:
+async def test_without_a_spare_lender_it_is_said_and_tried_again(paged: Copied) -> None:
     vm = await paged.ready()
     (region,) = paged.pager.paged.values()
     region.places[1].behind = 0
@@ -229,7 +224,7 @@ async def test_without_a_spare_lender_it_is_said_and_tried_again(paged: Paged) -
     assert _troubles(vm) == []
 
 
-async def test_a_place_that_comes_back_within_its_grace_is_kept(paged: Paged) -> None:
+async def test_a_place_that_comes_back_within_its_grace_is_kept(paged: Copied) -> None:
     vm = await paged.ready()
     (region,) = paged.pager.paged.values()
     region.places[0].connected = False
@@ -245,7 +240,7 @@ async def test_a_place_that_comes_back_within_its_grace_is_kept(paged: Paged) ->
     assert guard._away == {}
 
 
-async def test_both_places_lost_at_once_are_left_as_they_are(paged: Paged) -> None:
+async def test_both_places_lost_at_once_are_left_as_they_are(paged: Copied) -> None:
     vm = await paged.ready()
     paged.lose("attic")
     paged.lose("cellar")
@@ -254,7 +249,7 @@ async def test_both_places_lost_at_once_are_left_as_they_are(paged: Paged) -> No
     assert len(_troubles(vm)) >= 2
 
 
-async def test_a_replicated_region_moves_one_of_its_places(paged: Paged) -> None:
+async def test_a_replicated_region_moves_one_of_its_places(paged: Copied) -> None:
     paged.world.lenders["barn"] = FakeLender("barn", rtt=70e-6)
     vm = await paged.ready()
     (region,) = paged.pager.paged.values()
@@ -270,7 +265,7 @@ async def test_a_replicated_region_moves_one_of_its_places(paged: Paged) -> None
         await move(vm, MoveRequest(source="barn", target="cellar"), paged.world.report)
 
 
-async def test_where_a_copy_cannot_be(paged: Paged) -> None:
+async def test_where_a_copy_cannot_be(paged: Copied) -> None:
     vm = paged.world.controller()
     replace = msgspec.structs.replace
     with pytest.raises(UsageError, match="lost with it"):
@@ -293,13 +288,13 @@ async def test_where_a_copy_cannot_be(paged: Paged) -> None:
 
 
 @pytest.fixture
-def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Paged]:
+def kvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Copied]:
     monkeypatch.setattr("vmcoal.host.facts.Host.kernel", lambda self: "6.12.0")
     with fake_vm(tmp_path, CpuMode.HOTPLUG) as world:
-        yield Paged(world)
+        yield Copied(world)
 
 
-def status(paged: Paged) -> str:
+def status(paged: Copied) -> str:
     return next((call for call in reversed(paged.world.fuse.calls) if call in ("stop", "cont")), "cont")
 
 
@@ -357,7 +352,7 @@ async def test_a_policy_that_fails_half_way_is_taken_back(kvm: Paged) -> None:
 
 
 @pytest.mark.parametrize("policy", [LossPolicy.PAUSE, LossPolicy.POISON])
-async def test_tcg_stalls_only(paged: Paged, policy: LossPolicy) -> None:
+async def test_tcg_stalls_only(paged: Copied, policy: LossPolicy) -> None:
     assert paged.world.spec.accel is Accel.TCG
     vm = paged.world.controller()
     with pytest.raises(PrerequisiteError, match="needs KVM"):
@@ -366,14 +361,14 @@ async def test_tcg_stalls_only(paged: Paged, policy: LossPolicy) -> None:
         await tune(vm, TuneRequest(on_loss=policy), paged.world.report)
 
 
-async def test_a_shutdown_can_be_seen_before(paged: Paged) -> None:
+async def test_a_shutdown_can_be_seen_before(paged: Copied) -> None:
     vm = await paged.ready()
     plan = plan_power_off(vm, ShutdownRequest(dry_run=True))
     assert [step.where for step in plan.steps if step.name == "release"] == ["attic", "cellar"]
     assert plan_power_off(vm, ShutdownRequest(force=True)).steps[0].name == "end"
 
 
-async def test_a_command_waits_for_what_the_guard_does_and_not_for_another_command(paged: Paged) -> None:
+async def test_a_command_waits_for_what_the_guard_does_and_not_for_another_command(paged: Copied) -> None:
     vm = paged.world.controller()
     order: list[str] = []
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from framework.fake_pager import FakePager
-from framework.fake_vm import FakeLender, FakeVm, Killed, fake_vm
+from framework.fake_vm import FakeLender, Killed, fake_vm
+from framework.paged_vm import Paged
 from vmcoal.controller import places
 from vmcoal.controller.api import MoveRequest, MoveResult
 from vmcoal.controller.attach import attach
@@ -43,19 +43,12 @@ ALL = DetachRequest(everything=True, deadline=10.0)
 WAYS = [("attic", "cellar"), ("attic", "home"), ("home", "cellar")]
 
 
-class Paged:
-    """A fake VM whose memory engine pages, and two lenders."""
-
-    def __init__(self, world: FakeVm) -> None:
-        self.world = world
-        self.pager = world.engine = FakePager(world.fuse)
-        world.lenders["cellar"] = FakeLender("cellar", rtt=60e-6)
-        world.qemu.version = (9, 0)
+class Moved(Paged):
+    """A VM whose pages move."""
 
     async def ready(self, source: str, request: AttachRequest = MEMORY) -> Vm:
         """Return a controller of a VM whose memory is at ``source``."""
-        vm = self.world.controller()
-        await attach(vm, request, self.world.report)
+        vm = await self.attached(request)
         if source == "home":
             await self.move(vm, "attic", "home")
         return vm
@@ -91,12 +84,12 @@ class Paged:
 def paged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     monkeypatch.setattr(places, "check_home_room", lambda away: None)
     with fake_vm(tmp_path) as world:
-        yield Paged(world)
+        yield Moved(world)
 
 
 @pytest.mark.parametrize(("source", "target"), WAYS)
 @pytest.mark.parametrize("request_", [MEMORY, GRAINS], ids=["dimm", "granular"])
-async def test_there(paged: Paged, source: str, target: str, request_: AttachRequest) -> None:
+async def test_there(paged: Moved, source: str, target: str, request_: AttachRequest) -> None:
     vm = await paged.ready(source, request_)
     result = await paged.move(vm, source, target)
     assert (result.source, result.target, result.memory_moved) == (source, target, 256 * MIB)
@@ -115,7 +108,7 @@ async def test_a_failure_at_any_call_leaves_it_at_one_place(tmp_path: Path, sour
     for number in range(1, 40):
         (tmp_path / str(number)).mkdir()
         with fake_vm(tmp_path / str(number)) as world:
-            paged = Paged(world)
+            paged = Moved(world)
             vm = await paged.ready(source)
             world.fuse.arm(number, kill=False)
             try:
@@ -139,7 +132,7 @@ async def test_a_controller_killed_at_any_call(tmp_path: Path, source: str, targ
     for number in range(1, 40):
         (tmp_path / str(number)).mkdir()
         with fake_vm(tmp_path / str(number)) as world:
-            paged = Paged(world)
+            paged = Moved(world)
             vm = await paged.ready(source)
             world.fuse.arm(number, kill=True)
             try:
@@ -158,7 +151,7 @@ async def test_a_controller_killed_at_any_call(tmp_path: Path, source: str, targ
 
 
 @pytest.mark.parametrize(("source", "target"), WAYS)
-async def test_cancelling_leaves_it_at_one_place(paged: Paged, source: str, target: str) -> None:
+async def test_cancelling_leaves_it_at_one_place(paged: Moved, source: str, target: str) -> None:
     vm = await paged.ready(source)
     paged.pager.step = 0
     (region,) = paged.pager.paged.values()
@@ -174,7 +167,7 @@ async def test_cancelling_leaves_it_at_one_place(paged: Paged, source: str, targ
     assert paged.at(vm) == (target if source == "home" else source)
 
 
-async def test_a_transfer_that_stands_still_is_undone(paged: Paged, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_transfer_that_stands_still_is_undone(paged: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "STILL", 0.1)
     vm = await paged.ready("attic")
     paged.pager.step = 0
@@ -183,7 +176,7 @@ async def test_a_transfer_that_stands_still_is_undone(paged: Paged, monkeypatch:
     assert paged.at(vm) == "attic"
 
 
-async def test_a_target_that_cannot_be_reached(paged: Paged) -> None:
+async def test_a_target_that_cannot_be_reached(paged: Moved) -> None:
     vm = await paged.ready("attic")
     paged.pager.refuses.add("cellar")
     with pytest.raises(VmcoalError, match="nothing answers"):
@@ -191,7 +184,7 @@ async def test_a_target_that_cannot_be_reached(paged: Paged) -> None:
     assert paged.at(vm) == "attic"
 
 
-async def test_what_cannot_be_moved(paged: Paged, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_cannot_be_moved(paged: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = await paged.ready("attic")
     with pytest.raises(UsageError):
         await paged.move(vm, "attic", "attic")
@@ -212,7 +205,7 @@ async def test_what_cannot_be_moved(paged: Paged, monkeypatch: pytest.MonkeyPatc
     assert paged.at(vm) == "attic"
 
 
-async def test_a_plan_changes_nothing(paged: Paged) -> None:
+async def test_a_plan_changes_nothing(paged: Moved) -> None:
     vm = await paged.ready("attic")
     calls = len(paged.world.fuse.calls)
     for target in ("cellar", "home"):
@@ -233,14 +226,14 @@ async def test_an_engine_that_does_not_page(tmp_path: Path) -> None:
 # Leaving a lender that wants everything back
 
 
-async def drained(paged: Paged, request: AttachRequest = MEMORY, *, room: bool = True) -> tuple[Vm, list[str]]:
+async def drained(paged: Moved, request: AttachRequest = MEMORY, *, room: bool = True) -> tuple[Vm, list[str]]:
     vm = await paged.ready("attic", request)
     if not room:
         paged.world.guest.room = Room(fits=False, needed=200 * MIB, available=100 * MIB)
     return vm, await leave(vm, "attic", 5.0, paged.world.report)
 
 
-async def test_what_fits_into_the_guest_leaves_it(paged: Paged) -> None:
+async def test_what_fits_into_the_guest_leaves_it(paged: Moved) -> None:
     vm, told = await drained(paged)
     assert told == ["everything from attic left the guest"]
     assert "home" in paged.world.fuse.calls, "its pages are pulled meanwhile"
@@ -248,20 +241,20 @@ async def test_what_fits_into_the_guest_leaves_it(paged: Paged) -> None:
     assert len(vm.book) == 0
 
 
-async def test_what_does_not_fit_into_the_guest_goes_to_another_lender(paged: Paged) -> None:
+async def test_what_does_not_fit_into_the_guest_goes_to_another_lender(paged: Moved) -> None:
     vm, told = await drained(paged, room=False)
     assert paged.at(vm) == "cellar"
     assert "at cellar now" in told[0]
 
 
-async def test_without_another_lender_it_comes_home(paged: Paged) -> None:
+async def test_without_another_lender_it_comes_home(paged: Moved) -> None:
     del paged.world.lenders["cellar"]
     vm, told = await drained(paged, room=False)
     assert paged.at(vm) == "home"
     assert "home now" in told[0]
 
 
-async def test_a_lender_that_cannot_be_left_is_said(paged: Paged, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lender_that_cannot_be_left_is_said(paged: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(away: int) -> None:
         raise RefusedError("no room")
 
@@ -272,7 +265,7 @@ async def test_a_lender_that_cannot_be_left_is_said(paged: Paged, monkeypatch: p
     assert "lost then" in (caught.value.left or "")
 
 
-async def test_what_another_place_has_is_given_up_at_once(paged: Paged) -> None:
+async def test_what_another_place_has_is_given_up_at_once(paged: Moved) -> None:
     vm, told = await drained(paged, msgspec.structs.replace(MEMORY, replicas=2))
     assert "other place" in told[0]
     assert paged.at(vm) == "cellar"
@@ -280,7 +273,7 @@ async def test_what_another_place_has_is_given_up_at_once(paged: Paged) -> None:
 
 
 @pytest.mark.parametrize("request_", [MEMORY, GRAINS], ids=["dimm", "granular"])
-async def test_a_detach_that_fails_lets_pages_leave_again(paged: Paged, request_: AttachRequest) -> None:
+async def test_a_detach_that_fails_lets_pages_leave_again(paged: Moved, request_: AttachRequest) -> None:
     vm = await paged.ready("attic", request_)
     command = "device_del" if request_ is MEMORY else "qom-set"
     paged.world.qemu.fail(command, UnreachableError("broken"), times=1)
@@ -290,7 +283,7 @@ async def test_a_detach_that_fails_lets_pages_leave_again(paged: Paged, request_
     assert paged.at(vm) == "attic"
 
 
-async def test_no_room_in_the_guest_names_the_way_that_is_left(paged: Paged) -> None:
+async def test_no_room_in_the_guest_names_the_way_that_is_left(paged: Moved) -> None:
     vm = await paged.ready("attic")
     paged.world.guest.room = Room(fits=False, needed=200 * MIB, available=100 * MIB)
     with pytest.raises(RefusedError) as caught:
@@ -298,7 +291,7 @@ async def test_no_room_in_the_guest_names_the_way_that_is_left(paged: Paged) -> 
     assert "vmcoal move web --from attic --to home" in (caught.value.hint or "")
 
 
-async def test_a_deadline_that_is_not_met_says_what_is_left(paged: Paged, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_deadline_that_is_not_met_says_what_is_left(paged: Moved, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmcoal.controller.undo._DEADLINE", 0.1)
     vm = await paged.ready("attic")
     paged.pager.step = 0

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from framework.fake_pager import FakePager
-from framework.fake_vm import FakeVm, Killed, fake_vm
+from framework.fake_vm import Killed, fake_vm
+from framework.paged_vm import Paged
 from vmcoal.controller.api import TuneRequest, Tuning
 from vmcoal.controller.attach import attach
 from vmcoal.controller.reconcile import reconcile
@@ -21,14 +21,6 @@ from vmcoal.model.units import MIB
 pytestmark = pytest.mark.unit
 
 MEMORY = AttachRequest(memory=256 * MIB, deadline=10.0)
-
-
-class Paged:
-    """A fake VM whose memory engine pages."""
-
-    def __init__(self, world: FakeVm) -> None:
-        self.world = world
-        self.pager = world.engine = FakePager(world.fuse)
 
 
 @pytest.fixture
