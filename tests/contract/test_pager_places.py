@@ -10,7 +10,7 @@ import pytest
 from framework.lent import entry, lend
 from framework.paged_scene import SIZE, Scene
 from vmcoal.errors import ConflictError
-from vmcoal.lending.book import Entry
+from vmcoal.lending.entry import Entry
 from vmcoal.model.paging import PagedRegion
 
 pytestmark = [

@@ -26,7 +26,8 @@ from vmcoal.errors import RefusedError, UnreachableError
 from vmcoal.fabric.identity import LenderRecord
 from vmcoal.fabric.messages import Granted
 from vmcoal.layout import VmFolders
-from vmcoal.lending.book import Capacity, LeaseBook
+from vmcoal.lending.book import LeaseBook
+from vmcoal.lending.entry import Capacity
 from vmcoal.metrics.controller import ControllerMetrics
 from vmcoal.model.lease import Lease, LeaseTerms, MemoryServer, Offer, ResourceKind
 from vmcoal.model.link import LinkSample

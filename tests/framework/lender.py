@@ -29,8 +29,8 @@ from vmcoal.fabric.session import LenderSession
 from vmcoal.holding.client import Holder
 from vmcoal.layout import LenderFolders, lender_folders
 from vmcoal.lending.api import DrainRequest, LenderStatus, ReclaimResult
-from vmcoal.lending.book import Capacity, Limits
 from vmcoal.lending.daemon import Lender, Settings
+from vmcoal.lending.entry import Capacity, Limits
 from vmcoal.model.lease import LeaseTerms, ResourceKind
 from vmcoal.model.units import MIB
 

@@ -15,7 +15,7 @@ from vmcoal.backends.pager import PagerEngine
 from vmcoal.errors import UnreachableError
 from vmcoal.holding.client import Holder
 from vmcoal.layout import Folders, lender_folders, vm_folders
-from vmcoal.lending.book import Entry
+from vmcoal.lending.entry import Entry
 from vmcoal.lending.memory_server import MemoryServers
 from vmcoal.model.lease import Lease, LeaseState, MemoryServer, ResourceKind
 

@@ -13,7 +13,7 @@ import pytest
 from framework.lent import holder_for
 from vmcoal.host.opencl import choose, find_devices
 from vmcoal.layout import lender_folders
-from vmcoal.lending.book import Entry
+from vmcoal.lending.entry import Entry
 from vmcoal.lending.gpu_server import GpuServers, missing
 from vmcoal.model.gpu import GpuDevice
 from vmcoal.model.lease import Lease, LeaseState, ResourceKind

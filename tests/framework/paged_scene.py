@@ -9,7 +9,7 @@ from framework.lent import entry, lend, memory_servers, pager_engine, region_fil
 from framework.paged import PagedGuest
 from vmcoal.backends.pager import CHILD, PagerEngine
 from vmcoal.layout import vm_folders
-from vmcoal.lending.book import Entry
+from vmcoal.lending.entry import Entry
 from vmcoal.lending.memory_server import MemoryServers
 from vmcoal.model.units import MIB
 

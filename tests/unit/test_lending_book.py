@@ -22,8 +22,9 @@ from vmcoal.errors import (
     UsageError,
     VmcoalError,
 )
-from vmcoal.lending.book import MAX_LEASES, REMEMBERED, Capacity, Entry, LeaseBook, Limits
+from vmcoal.lending.book import MAX_LEASES, REMEMBERED, LeaseBook
 from vmcoal.lending.desk import Desk
+from vmcoal.lending.entry import Capacity, Entry, Limits
 from vmcoal.lending.journal import LenderJournal
 from vmcoal.metrics.lender import LenderMetrics
 from vmcoal.model.lease import TERMINAL, LeaseEvent, LeaseState, ResourceKind

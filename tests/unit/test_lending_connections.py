@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from vmcoal.lending import connections
-from vmcoal.lending.book import Capacity, Entry, LeaseBook
+from vmcoal.lending.book import LeaseBook
+from vmcoal.lending.entry import Capacity, Entry
 from vmcoal.model.lease import LeaseState, ResourceKind
 from vmcoal.model.units import MIB
 

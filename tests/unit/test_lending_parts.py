@@ -13,8 +13,8 @@ from vmcoal.fabric.identity import DEFAULT_PORT
 from vmcoal.host.facts import Host
 from vmcoal.lending import cgroup
 from vmcoal.lending.__main__ import parse_listen, parse_ports
-from vmcoal.lending.book import Capacity
 from vmcoal.lending.capacity import HEADROOM, check_capacity
+from vmcoal.lending.entry import Capacity
 from vmcoal.metrics.lender import LenderMetrics
 from vmcoal.model.lease import Lease, LeaseState, Offer, ResourceKind
 from vmcoal.model.units import GIB, MIB

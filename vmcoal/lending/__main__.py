@@ -12,7 +12,7 @@ from vmcoal.control.log import log_to
 from vmcoal.errors import ConflictError, PrerequisiteError, UsageError, VmcoalError
 from vmcoal.fabric.identity import DEFAULT_PORT
 from vmcoal.layout import LenderFolders, lender_folders
-from vmcoal.lending.book import Capacity
+from vmcoal.lending.entry import Capacity
 from vmcoal.model.units import parse_size
 
 

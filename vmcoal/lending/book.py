@@ -11,14 +11,13 @@ from collections.abc import Callable, Collection, Iterable
 import msgspec
 
 from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UsageError
+from vmcoal.lending.entry import CAN_BE_LOST, USED, Capacity, Entry, Limits
 from vmcoal.model.gpu import GpuDevice
 from vmcoal.model.lease import (
-    TERMINAL,
     IllegalTransitionError,
     Lease,
     LeaseEvent,
     LeaseState,
-    LeaseTerms,
     Offer,
     ResourceKind,
     advance,
@@ -26,9 +25,6 @@ from vmcoal.model.lease import (
 from vmcoal.policy.admission import admit
 
 S, E, K = LeaseState, LeaseEvent, ResourceKind
-
-MISSED_HEARTBEATS = 3
-"""After so many heartbeats of silence a used lease is unreachable."""
 
 MAX_LEASES = 64
 """Live leases of one borrower: each is a process and a port."""
@@ -46,59 +42,6 @@ _REACHED = {
     E.DRAIN: frozenset({S.DRAINING, S.REVOKING}),
 }
 """Where a repeated report changes nothing."""
-
-
-class Capacity(msgspec.Struct, frozen=True):
-    """What the lender's operator lends in all: vCPUs, bytes and GPUs."""
-
-    cpus: int
-    memory: int
-    gpus: tuple[GpuDevice, ...] = ()
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """What terms a borrower can get, in seconds. ``resume`` is the least time that a borrower has to come back after a
-    restart of the lender, whose own absence is not held against it."""
-
-    ttl_min: float = 5.0
-    ttl_max: float = 600.0
-    grace_min: float = 5.0
-    grace_max: float = 3600.0
-    heartbeat: float = 2.0
-    resume: float = 15.0
-
-    def terms(self, ttl: float, grace: float) -> LeaseTerms:
-        """Return the terms nearest to the wishes; a lease survives at least four heartbeats of silence."""
-        ttl = min(max(ttl, self.ttl_min), self.ttl_max)
-        grace = min(max(grace, self.grace_min), self.grace_max)
-        return LeaseTerms(ttl=ttl, heartbeat=min(self.heartbeat, ttl / 4, grace / 4), grace=grace)
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One lease and what only the lender knows of it.
-
-    ``token`` the borrower's name for its request; ``generation`` the nonce of the bytes; ``port`` of the server, 0
-    where there is none; ``heard`` the last message; ``since`` when its state began; ``revoke_by`` when it is taken
-    back; ``reason`` why it ends or ended; ``held`` while the server and its bytes are there; ``peer`` the IP address
-    that its borrower came from last; ``gpu`` the device of a GPU lease.
-    """
-
-    lease: Lease
-    token: str
-    generation: str = ""
-    port: int = 0
-    heard: float
-    since: float
-    revoke_by: float | None = None
-    reason: str = ""
-    held: bool = True
-    peer: str = ""
-    gpu: GpuDevice | None = None
-
-    @property
-    def live(self) -> bool:
-        """Whether the lease is in no terminal state."""
-        return self.lease.state not in TERMINAL
 
 
 Record = Callable[[Entry, LeaseEvent | None], None]
@@ -343,12 +286,12 @@ class LeaseBook:
 
     def expiring(self, now: float) -> list[Entry]:
         """Return the used leases that silence alone ends at the next `sweep`."""
-        return [e for e in self.live() if e.lease.state in _USED and (due := self._end(e)) is not None and now >= due]
+        return [e for e in self.live() if e.lease.state in USED and e.ends_by is not None and now >= e.ends_by]
 
     def alive(self, now: float, borrower: str, vm: str) -> None:
         """A VM that says nothing still uses what it borrowed: its grace begins again."""
         for entry in self.live():
-            if (entry.lease.borrower, entry.lease.vm) == (borrower, vm) and entry.lease.state in _USED:
+            if (entry.lease.borrower, entry.lease.vm) == (borrower, vm) and entry.lease.state in USED:
                 self._entries[entry.lease.id] = msgspec.structs.replace(entry, heard=now)
 
     def lost(self, now: float, borrower: str, vm: str) -> None:
@@ -360,23 +303,14 @@ class LeaseBook:
     def sweep(self, now: float) -> None:
         """Do what time demands: silence makes leases unreachable, then ends them; revocations end at their deadline."""
         for entry in self.live():
-            due = self._end(entry)
-            if entry.revoke_by is not None and now >= entry.revoke_by and entry.lease.state is not S.REQUESTED:
-                revoking = entry.lease.state is S.REVOKING
-                self._move(now, entry, E.DEADLINE if revoking else E.FORCE, entry.reason)
-            elif due is not None and now >= due:
-                self._move(now, entry, E.DEADLINE, "the borrower went silent")
-            elif now >= entry.heard + min(entry.lease.terms.ttl, MISSED_HEARTBEATS * entry.lease.terms.heartbeat):
-                self._lose(now, entry)
+            demanded = entry.demanded(now)
+            if demanded is not None:
+                self._move(now, entry, *demanded)
 
     def next_sweep(self, now: float) -> float:
         """Return when `sweep` has something to do at the earliest, at most one heartbeat from ``now``."""
         times = [now + self.limits.heartbeat]
-        for entry in self.live():
-            terms = entry.lease.terms
-            times += [t for t in (self._end(entry), entry.revoke_by) if t is not None]
-            if entry.lease.state in _CAN_BE_LOST:
-                times.append(entry.heard + min(terms.ttl, MISSED_HEARTBEATS * terms.heartbeat))
+        times += [due for entry in self.live() if (due := entry.next_demand()) is not None]
         return max(now, min(times))
 
     def reclaimed(self, lease: str) -> None:
@@ -402,8 +336,7 @@ class LeaseBook:
             if entry.lease.state is S.REQUESTED:
                 self._move(now, entry, E.FAIL, "the lender was restarted before it was granted")
             elif entry.live:
-                ends = self._end(entry)
-                late = 0.0 if ends is None else max(0.0, now + self.limits.resume - ends)
+                late = 0.0 if entry.ends_by is None else max(0.0, now + self.limits.resume - entry.ends_by)
                 self._lose(now, self._put(msgspec.structs.replace(entry, heard=entry.heard + late), None))
 
     # Inside
@@ -418,13 +351,6 @@ class LeaseBook:
             )
         return entry
 
-    def _end(self, entry: Entry) -> float | None:
-        """When silence alone ends an entry; a revocation has its own deadline."""
-        terms = entry.lease.terms
-        if entry.lease.state in (S.REQUESTED, S.REVOKING):
-            return None
-        return entry.heard + (terms.ttl if entry.lease.state is S.GRANTED else terms.grace)
-
     def _hear(self, now: float, entry: Entry) -> Entry:
         entry = self._entries[entry.lease.id] = msgspec.structs.replace(entry, heard=now)
         if entry.lease.state is S.UNREACHABLE:
@@ -434,7 +360,7 @@ class LeaseBook:
         return entry
 
     def _lose(self, now: float, entry: Entry) -> None:
-        if entry.lease.state in _CAN_BE_LOST:
+        if entry.lease.state in CAN_BE_LOST:
             self._move(now, entry, E.LINK_LOST)
 
     def _move(self, now: float, entry: Entry, event: LeaseEvent, reason: str = "") -> Entry:
@@ -446,11 +372,5 @@ class LeaseBook:
         self._entries[entry.lease.id] = entry
         return entry
 
-
-_CAN_BE_LOST = frozenset({S.ATTACHING, S.ACTIVE, S.DRAINING})
-"""A lease that is granted and not used yet ends with its TTL; it has no bytes worth a grace."""
-
-_USED = _CAN_BE_LOST | {S.UNREACHABLE}
-"""Where a lease may have bytes that somebody uses."""
 
 _UNLIMITED = Offer(lender="", cpus_free=0, cpus_total=0, memory_free=1 << 62, memory_total=1 << 62)

@@ -7,7 +7,7 @@ import os
 from vmcoal.errors import PrerequisiteError, UsageError
 from vmcoal.host.facts import Host
 from vmcoal.layout import shm_home
-from vmcoal.lending.book import Capacity
+from vmcoal.lending.entry import Capacity
 from vmcoal.model.units import MIB, format_size
 from vmcoal.policy.admission import GRAIN
 

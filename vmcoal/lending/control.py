@@ -23,8 +23,8 @@ from vmcoal.lending.api import (
     PairRequest,
     ReclaimResult,
 )
-from vmcoal.lending.book import Entry
 from vmcoal.lending.desk import Desk
+from vmcoal.lending.entry import Entry
 from vmcoal.lending.journal import LenderJournal
 from vmcoal.lending.sessions import Sessions
 from vmcoal.metrics.lender import LenderMetrics

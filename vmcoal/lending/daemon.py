@@ -21,10 +21,11 @@ from vmcoal.fabric.server import FabricServer
 from vmcoal.holding.client import Holder
 from vmcoal.layout import LenderFolders
 from vmcoal.lending import cgroup
-from vmcoal.lending.book import Capacity, Entry, LeaseBook, Limits
+from vmcoal.lending.book import LeaseBook
 from vmcoal.lending.capacity import check_capacity
 from vmcoal.lending.control import Commands
 from vmcoal.lending.desk import Desk
+from vmcoal.lending.entry import Capacity, Entry, Limits
 from vmcoal.lending.gpu_server import REMEDY, GpuServers, missing
 from vmcoal.lending.journal import LenderJournal
 from vmcoal.lending.listening import listen

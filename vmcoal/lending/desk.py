@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from vmcoal.errors import DeadlineError, NotFoundError, RefusedError, UnreachableError, VmcoalError
 from vmcoal.holding.children import ExitEvent
 from vmcoal.lending.api import ReclaimResult
-from vmcoal.lending.book import Entry, LeaseBook
+from vmcoal.lending.book import LeaseBook
+from vmcoal.lending.entry import Entry
 from vmcoal.lending.gpu_server import SERVER, GpuServers
 from vmcoal.lending.journal import KEPT_ROWS, LenderJournal
 from vmcoal.lending.memory_server import MemoryServers

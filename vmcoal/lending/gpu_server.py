@@ -20,7 +20,7 @@ from vmcoal.errors import ExecutionError, NotFoundError, PrerequisiteError
 from vmcoal.holding.binaries import find_binary
 from vmcoal.holding.children import ChildSpec, Restart
 from vmcoal.lending import cgroup, connections
-from vmcoal.lending.book import Entry
+from vmcoal.lending.entry import Entry
 from vmcoal.lending.lease_servers import LeaseServers
 from vmcoal.lending.listening import listen_on
 from vmcoal.model.gpu import GpuDevice, GpuKind, GpuServer

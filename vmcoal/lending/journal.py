@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from vmcoal.errors import ExecutionError, PrerequisiteError
-from vmcoal.lending.book import Entry
+from vmcoal.lending.entry import Entry
 from vmcoal.model.lease import LeaseEvent
 
 VERSION = 1

@@ -10,7 +10,7 @@ from vmcoal.backends import nbd
 from vmcoal.holding.client import Holder
 from vmcoal.layout import LenderFolders
 from vmcoal.lending import cgroup, connections
-from vmcoal.lending.book import Entry
+from vmcoal.lending.entry import Entry
 from vmcoal.model.gpu import GpuServer
 from vmcoal.model.lease import MemoryServer
 

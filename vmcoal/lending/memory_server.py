@@ -19,7 +19,7 @@ from vmcoal.errors import ExecutionError, NotFoundError, RefusedError
 from vmcoal.host.facts import Host
 from vmcoal.layout import LenderFolders, make_private, shm_home
 from vmcoal.lending import cgroup, connections
-from vmcoal.lending.book import Entry
+from vmcoal.lending.entry import Entry
 from vmcoal.lending.lease_servers import LeaseServers
 from vmcoal.lending.listening import listen_on
 from vmcoal.model.lease import MemoryServer

@@ -10,8 +10,8 @@ from vmcoal.errors import InternalError, RefusedError, VmcoalError
 from vmcoal.fabric import messages as m
 from vmcoal.fabric.identity import BorrowerRecord
 from vmcoal.fabric.peer import Peer
-from vmcoal.lending.book import Entry
 from vmcoal.lending.desk import Desk, Server
+from vmcoal.lending.entry import Entry
 from vmcoal.model.gpu import GpuServer
 from vmcoal.model.lease import Lease
 
