@@ -13,8 +13,8 @@ from typing import Protocol
 
 from vmcoal.errors import UnreachableError, VmcoalError
 from vmcoal.guest.agent_link import Link, open_link
+from vmcoal.guest.agent_qga import QgaAgent, open_qga
 from vmcoal.guest.agent_vmcoal import OnOutput, Progress, VmcoalAgent
-from vmcoal.guest.qga import QgaAgent, open_qga
 from vmcoal.layout import VmFolders
 from vmcoal.model.guest import (
     CommandEnd,

@@ -1,7 +1,7 @@
 """The guest through qemu-guest-agent, where vmcoal's own agent is not installed.
 
-Protocol: https://www.qemu.org/docs/master/interop/qemu-ga-ref.html. It answers one command at a time; after a command
-that was given up, `guest-sync-delimited` brings both sides back in step.
+What it cannot do is refused with a hint. The wire is `vmcoal.guest.qga_link`; the commands are described in
+https://www.qemu.org/docs/master/interop/qemu-ga-ref.html.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from vmcoal.errors import DeadlineError, RefusedError, UnreachableError, UsageEr
 from vmcoal.guest.agent_answers import convert, cpu_name
 from vmcoal.guest.agent_link import guest_words
 from vmcoal.guest.agent_vmcoal import OnOutput, Progress, check_command
+from vmcoal.guest.qga_link import HINT, QgaLink, open_link
 from vmcoal.model.guest import (
     CommandEnd,
     CommandInput,
@@ -35,11 +35,8 @@ from vmcoal.model.guest import (
     Room,
 )
 
-_LINE_MAX = 24 << 20  # guest-exec hands over up to 16 MiB of output at once, in base64
 _SYNC = 2.0
 _STDIN_MAX = 1 << 20
-_UNSENT_MAX = 4 << 20
-_HINT = "install vmcoal's agent in the guest (guest-agent/README.md)"
 _MAX_BLOCKS = 65536
 
 
@@ -57,7 +54,6 @@ class _Block(msgspec.Struct, rename="kebab"):
 
 class _Response(msgspec.Struct, rename="kebab"):
     response: str = ""
-    error_code: int | None = None
 
 
 class _Exec(msgspec.Struct, rename="kebab"):
@@ -77,90 +73,18 @@ class QgaAgent:
         "qemu-guest-agent does not tell which socket a CPU is in, nor which node a memory block is in",
     )
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._lock = asyncio.Lock()
-        self._in_step = False
-        self._lost: asyncio.Future[VmcoalError] = asyncio.get_running_loop().create_future()
+    def __init__(self, link: QgaLink) -> None:
+        self._link = link
         self.version = ""
-
-    # -- the wire
-
-    async def sync(self) -> None:
-        """Bring both sides in step (guest-sync-delimited): what was answered before the 0xFF is dropped."""
-        number = secrets.randbits(31)
-        request = {"execute": "guest-sync-delimited", "arguments": {"id": number}}
-        self._send(b"\xff" + msgspec.json.encode(request) + b"\n")
-        while True:
-            await self._until(b"\xff")
-            if (await self._line()).get("return") == number:
-                self._in_step = True
-                return
-
-    def _send(self, data: bytes) -> None:
-        if self._writer.transport.get_write_buffer_size() > _UNSENT_MAX:
-            raise self._lose("qemu-guest-agent has stopped reading")
-        self._writer.write(data)
-
-    async def _until(self, separator: bytes) -> bytes:
-        try:
-            return await self._reader.readuntil(separator)
-        except asyncio.LimitOverrunError as error:
-            raise self._lose("the guest floods the channel of qemu-guest-agent") from error
-        except (asyncio.IncompleteReadError, OSError) as error:
-            raise self._lose("qemu-guest-agent hung up") from error
-
-    async def _line(self) -> dict[str, Any]:
-        line = await self._until(b"\n")
-        try:
-            answer = msgspec.json.decode(line.strip(b"\xff\r\n \0"))
-        except (ValueError, RecursionError):
-            return {}
-        return answer if isinstance(answer, dict) else {}
-
-    def _lose(self, reason: str) -> UnreachableError:
-        error = UnreachableError(reason, hint="see `vmcoal console`")
-        if not self._lost.done():
-            self._lost.set_result(error)
-            self._writer.transport.abort()
-        return error
-
-    async def _execute(self, command: str, arguments: dict[str, Any] | None, deadline: float) -> Any:
-        request: dict[str, Any] = {"execute": command}
-        if arguments:
-            request["arguments"] = arguments
-        try:
-            async with asyncio.timeout(deadline), self._lock:
-                if self._lost.done():
-                    raise self._lost.result()
-                if not self._in_step:
-                    await self.sync()
-                self._in_step = False
-                self._send(msgspec.json.encode(request) + b"\n")
-                answer = await self._line()
-                self._in_step = True
-        except TimeoutError as error:
-            raise DeadlineError(
-                f"qemu-guest-agent did not answer to {command} within {deadline:g} s",
-                hint="the guest may hang or be overloaded: look at `vmcoal console`",
-            ) from error
-        if "error" in answer:
-            error_ = answer["error"] if isinstance(answer["error"], dict) else {}
-            raise RefusedError(
-                f"qemu-guest-agent refuses {command}: {guest_words(error_.get('desc'))}",
-                hint=_HINT if error_.get("class") == "CommandNotFound" else None,
-            )
-        return answer.get("return")
 
     # -- what it can do
 
     async def info(self, *, deadline: float = 10.0) -> GuestInfo:
         """See `Agent.info`."""
         until = time.monotonic() + deadline
-        agent = await self._execute("guest-info", None, deadline)
+        agent = await self._link.execute("guest-info", None, deadline)
         self.version = guest_words(agent.get("version"), 40) if isinstance(agent, dict) else ""
-        system = await self._execute("guest-get-osinfo", None, until - time.monotonic())
+        system = await self._link.execute("guest-get-osinfo", None, until - time.monotonic())
         system = system if isinstance(system, dict) else {}
         return GuestInfo(
             release=guest_words(system.get("kernel-release", ""), 100),
@@ -185,13 +109,15 @@ class QgaAgent:
         )
 
     async def _vcpus(self, deadline: float) -> list[_Vcpu]:
-        return convert(await self._execute("guest-get-vcpus", None, deadline), list[_Vcpu])
+        return convert(await self._link.execute("guest-get-vcpus", None, deadline), list[_Vcpu])
 
     async def _blocks(self, deadline: float) -> tuple[list[_Block], int]:
         until = time.monotonic() + deadline
-        info = await self._execute("guest-get-memory-block-info", None, deadline)
+        info = await self._link.execute("guest-get-memory-block-info", None, deadline)
         size = convert(info.get("size") if isinstance(info, dict) else None, int)
-        blocks = convert(await self._execute("guest-get-memory-blocks", None, until - time.monotonic()), list[_Block])
+        blocks = convert(
+            await self._link.execute("guest-get-memory-blocks", None, until - time.monotonic()), list[_Block]
+        )
         if len(blocks) > _MAX_BLOCKS or size <= 0:
             raise RefusedError("the guest's memory blocks make no sense")
         return sorted(blocks, key=lambda block: block.phys_index), size
@@ -216,7 +142,7 @@ class QgaAgent:
         todo = [{"logical-id": number, "online": online} for number in sorted(wanted) if table[number].online != online]
         if todo:
             # It stops at the first that fails, and the answer counts those done before it.
-            done = await self._execute("guest-set-vcpus", {"vcpus": todo}, until - time.monotonic())
+            done = await self._link.execute("guest-set-vcpus", {"vcpus": todo}, until - time.monotonic())
             if done != len(todo):
                 left = f"{done} of {len(todo)} CPUs are {'online' if online else 'offline'}"
                 raise RefusedError(f"the guest refuses CPU {todo[done]['logical-id']}", left=left)
@@ -245,7 +171,9 @@ class QgaAgent:
         numbers = [block.phys_index for block in inside if block.online != online]
         todo = [{"phys-index": number, "online": online} for number in numbers]
         answer = (
-            await self._execute("guest-set-memory-blocks", {"mem-blks": todo}, until - time.monotonic()) if todo else []
+            await self._link.execute("guest-set-memory-blocks", {"mem-blks": todo}, until - time.monotonic())
+            if todo
+            else []
         )
         results = convert(answer, list[_Response])
         failed = [number for number, result in zip(numbers, results, strict=False) if result.response != "success"]
@@ -254,7 +182,7 @@ class QgaAgent:
             raise RefusedError(
                 f"the guest refuses {len(numbers) - len(results) + len(failed)} of {len(inside)} memory blocks",
                 left=f"{len(inside) - len(failed)} memory blocks are {state}",
-                hint=_HINT,
+                hint=HINT,
                 failed={f"block {number}": "refused" for number in failed[:64]},
             )
         if progress:
@@ -283,7 +211,7 @@ class QgaAgent:
             async with asyncio.timeout(deadline):
                 if stdin is not None:
                     arguments["input-data"] = base64.b64encode(await _all_input(stdin)).decode()
-                started = await self._execute("guest-exec", arguments, 30.0)
+                started = await self._link.execute("guest-exec", arguments, 30.0)
                 pid = convert(started.get("pid") if isinstance(started, dict) else None, int)
                 try:
                     end = await self._wait_exec(pid)
@@ -304,7 +232,7 @@ class QgaAgent:
     async def _wait_exec(self, pid: int) -> _Exec:
         delay = 0.05
         while True:
-            end = convert(await self._execute("guest-exec-status", {"pid": pid}, 30.0), _Exec)
+            end = convert(await self._link.execute("guest-exec-status", {"pid": pid}, 30.0), _Exec)
             if end.exited:
                 return end
             await asyncio.sleep(delay)
@@ -312,7 +240,7 @@ class QgaAgent:
 
     async def _kill(self, pid: int) -> None:
         with contextlib.suppress(VmcoalError):
-            await self._execute("guest-exec", {"path": "kill", "arg": [str(pid)]}, 5.0)
+            await self._link.execute("guest-exec", {"path": "kill", "arg": [str(pid)]}, 5.0)
 
     async def poweroff(self, *, force: bool = False, deadline: float = 10.0) -> None:
         """See `Agent.poweroff`."""
@@ -320,28 +248,26 @@ class QgaAgent:
             self._lacks("powering off at once")
         # It answers only if it fails (qemu-ga-ref), so silence and a hang-up are success.
         with contextlib.suppress(DeadlineError, UnreachableError):
-            await self._execute("guest-shutdown", {"mode": "powerdown"}, deadline)
+            await self._link.execute("guest-shutdown", {"mode": "powerdown"}, deadline)
 
     async def ping(self, *, deadline: float = 5.0) -> float:
         """See `Agent.ping`."""
         start = time.perf_counter()
-        await self._execute("guest-ping", None, deadline)
+        await self._link.execute("guest-ping", None, deadline)
         return time.perf_counter() - start
 
     async def wait_lost(self) -> VmcoalError:
         """See `Agent.wait_lost`; noticed at the next call only."""
-        return await asyncio.shield(self._lost)
+        return await self._link.wait_lost()
 
     async def close(self) -> None:
         """See `Agent.close`."""
-        self._lose("the connection to qemu-guest-agent was closed")
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        await self._link.close()
 
     # -- what it cannot do
 
     def _lacks(self, what: str) -> NoReturn:
-        raise RefusedError(f"{what} needs the vmcoal agent; the guest has only qemu-guest-agent", hint=_HINT)
+        raise RefusedError(f"{what} needs the vmcoal agent; the guest has only qemu-guest-agent", hint=HINT)
 
     async def park_far(self, *, keep: int = 0, deadline: float = 30.0) -> tuple[GuestCpu, ...]:
         """Refused."""
@@ -385,7 +311,7 @@ async def _all_input(stdin: asyncio.Queue[CommandInput]) -> bytes:
         if len(data) > _STDIN_MAX:
             raise RefusedError(
                 "more than 1 MiB of standard input needs the vmcoal agent; the guest has only qemu-guest-agent",
-                hint=_HINT,
+                hint=HINT,
             )
         if part.eof:
             return data
@@ -393,16 +319,11 @@ async def _all_input(stdin: asyncio.Queue[CommandInput]) -> bytes:
 
 async def open_qga(path: Path) -> QgaAgent:
     """Connect to qemu-guest-agent's socket and get in step, within 2 s; raises `UnreachableError`, `DeadlineError`."""
-    try:
-        reader, writer = await asyncio.open_unix_connection(path, limit=_LINE_MAX)
-    except OSError as error:
-        raise UnreachableError(
-            f"cannot connect to {path}: {error.strerror}", hint="is the VM running? see `vmcoal status`"
-        ) from error
-    agent = QgaAgent(reader, writer)
+    link = await open_link(path)
+    agent = QgaAgent(link)
     try:
         async with asyncio.timeout(_SYNC):
-            await agent.sync()
+            await link.sync()
         await agent.info(deadline=_SYNC * 2)
     except TimeoutError as error:
         await agent.close()
