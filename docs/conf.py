@@ -30,5 +30,5 @@ nitpicky = True
 html_theme = "furo"
 html_title = f"vmcoal {version}"
 
-man_pages = [("reference/cli/man", "vmcoal", "grow a running VM with CPUs and memory of nearby hosts", [], 1)]
+man_pages = [("reference/cli/man", "vmcoal", "grow a running VM with CPUs, memory and GPUs of nearby hosts", [], 1)]
 man_show_urls = False

@@ -16,7 +16,7 @@ import click
 from vmcoal.cli.app import Command, Group, app
 from vmcoal.cli.catalog import ALIASES, COMMANDS, EXAMPLE, SECTIONS
 
-INTRODUCTION = "vmcoal grows a running VM with CPUs and memory that are borrowed from nearby hosts, while it runs."
+INTRODUCTION = "vmcoal grows a running VM with CPUs, memory and GPUs borrowed from nearby hosts, while it runs."
 
 ENVIRONMENT = {
     "XDG_STATE_HOME, XDG_CACHE_HOME, XDG_CONFIG_HOME, XDG_RUNTIME_DIR": "Where vmcoal keeps its folders named vmcoal.",

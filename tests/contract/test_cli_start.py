@@ -75,6 +75,9 @@ def test_bash_takes_the_completion_script() -> None:
         ("vmcoal attach w", {"web", "wiki"}),
         ("vmcoal attach --from a", {"attic"}),
         ("vmcoal lend status --name b", {"barn"}),
+        ("vmcoal lend forget l", {"laptop"}),
+        ("vmcoal lab shell h", {"host1"}),
+        ("vmcoal lab link host1 host2 wifi", {"wifi", "wifi6e"}),
     ],
 )
 def test_completion_completes(words: str, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +87,12 @@ def test_completion_completes(words: str, expected: set[str], monkeypatch: pytes
         folders = layout.vm_folders(name)
         folders.make()
         folders.spec.write_text("{}")
-    layout.lender_folders("barn").make()
+    barn = layout.lender_folders("barn")
+    barn.make()
+    barn.borrowers.write_text('{"version":1,"records":[{"name":"laptop"},{"name":"web"}]}')
+    host = layout.lab_host_folders("host1")
+    host.state.mkdir(parents=True)
+    host.spec.write_text("{}")
     layout.known_lenders().write_text('{"version":1,"records":[{"name":"attic"},{"name":"zoo"}]}')
     monkeypatch.setenv("_VMCOAL_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", words)

@@ -52,6 +52,13 @@ class Group(_WithExample, click.Group):
             raise UsageError(f"{ctx.command_path} has no command {name!r}", hint=hint)
         return super().resolve_command(ctx, args)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with a summary that is no sentence, as ``vmcoal --help`` does."""
+        found = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, one.get_short_help_str(85).removesuffix(".")) for name, one in found if one is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
 
 class _Root(Group):
     """``vmcoal`` itself."""
@@ -78,6 +85,6 @@ class _Root(Group):
 @click.version_option(__version__, "-V", "--version", message="vmcoal %(version)s")
 @click.pass_context
 def app(ctx: click.Context) -> None:
-    """Grow a running VM with CPUs and memory borrowed from nearby hosts."""
+    """Grow a running VM with CPUs, memory and GPUs borrowed from nearby hosts."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

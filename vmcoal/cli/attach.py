@@ -49,12 +49,13 @@ from vmcoal.model.units import format_duration, format_size
 @click.option(
     "--granular/--dimm",
     default=None,
-    help="Plug memory as one virtio-mem device that grows and shrinks in 2 MiB grains, or as whole DIMMs.",
+    help="Plug memory as one virtio-mem device that grows and shrinks in 2 MiB grains, or as whole DIMMs.  "
+    "[default: --dimm]",
 )
 @click.option(
     "--engine",
     type=click.Choice([engine.value for engine in Engine]),
-    help="Where the vCPUs execute: on this host (local) or on the lender (far).",
+    help="Where the vCPUs execute: on this host (local) or on the lender (far).  [default: local]",
 )
 @click.option("--node", type=COUNT, help="The far NUMA node; else the free one whose distance fits the link.")
 @click.option(
@@ -62,7 +63,11 @@ from vmcoal.model.units import format_duration, format_size
     type=SIZE,
     help="How much of all the memory that the VM borrows may be on this host at a time; vmcoal tune changes it.",
 )
-@click.option("--replicas", type=REPLICAS, help="In how many places each page is kept: 1, or 2 to survive a lender.")
+@click.option(
+    "--replicas",
+    type=REPLICAS,
+    help="In how many places each page is kept: 1, or 2 to survive a lender.  [default: 1]",
+)
 @click.option(
     "--replica-on",
     type=PLACE_OF_COPY,
@@ -70,7 +75,7 @@ from vmcoal.model.units import format_duration, format_size
     help="Where the second place is: another lender, or a file on this host. Else the nearest other lender with room.",
 )
 @on_loss_option
-@click.option("--deadline", type=SECONDS, help="How long it may take before everything is undone.")
+@click.option("--deadline", type=SECONDS, help="How long it may take before everything is undone.  [default: 2m]")
 @dry_run_option
 @output_option
 def attach(

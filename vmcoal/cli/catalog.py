@@ -67,7 +67,7 @@ def help_text() -> str:
     lines = [
         "Usage: vmcoal [--help] [--version] COMMAND [ARGS]...",
         "",
-        "  Grow a running VM with CPUs and memory borrowed from nearby hosts.",
+        "  Grow a running VM with CPUs, memory and GPUs borrowed from nearby hosts.",
     ]
     for section in SECTIONS:
         lines += ["", f"{section}:"]

@@ -28,6 +28,7 @@ def image() -> None:
 
 @image.command(
     "build",
+    short_help="Build the default image or a bootable Debian disk",
     example="""
     vmcoal image build
     vmcoal image build debian --size 4G

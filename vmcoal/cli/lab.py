@@ -13,7 +13,7 @@ from vmcoal.cli.app import Command, Group
 from vmcoal.cli.lab_exec import run_in_host
 from vmcoal.cli.outcome import printable
 from vmcoal.cli.output import Steps, counted, note, print_json, steps, table
-from vmcoal.cli.params import COUNT, LAB, LINK, SECONDS, SIZE, output_option
+from vmcoal.cli.params import COUNT, LAB, LINK, SECONDS, SIZE, complete_lab_hosts, complete_links, output_option
 from vmcoal.control.wire import Progress
 from vmcoal.errors import ConflictError, NotFoundError, UsageError
 from vmcoal.model.units import format_duration, format_size
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SHELL = ("/bin/sh", "-c", "cd; exec $(command -v bash || echo sh) -l")
 
 _name_option = click.option("--name", type=LAB, help="The lab; needed only where there are several.")
-_host_argument = click.argument("host", metavar="HOST")
+_host_argument = click.argument("host", metavar="HOST", shell_complete=complete_lab_hosts)
 
 
 @click.group(
@@ -247,9 +247,9 @@ def shell(host: str, name: str | None) -> None:
     vmcoal lab link host1 host3 30ms,5ms,0.5%,100M
     """,
 )
-@click.argument("a", metavar="HOST")
-@click.argument("b", metavar="HOST")
-@click.argument("profile", metavar="LINK", type=LINK)
+@click.argument("a", metavar="HOST", shell_complete=complete_lab_hosts)
+@click.argument("b", metavar="HOST", shell_complete=complete_lab_hosts)
+@click.argument("profile", metavar="LINK", type=LINK, shell_complete=complete_links)
 @_name_option
 @output_option
 def link_(a: str, b: str, profile: LinkProfile, name: str | None, form: str) -> None:
@@ -262,8 +262,8 @@ def link_(a: str, b: str, profile: LinkProfile, name: str | None, form: str) -> 
 
 
 @lab.command("cut", short_help="Cut the link between two hosts", example="vmcoal lab cut host1 host2")
-@click.argument("a", metavar="HOST")
-@click.argument("b", metavar="HOST")
+@click.argument("a", metavar="HOST", shell_complete=complete_lab_hosts)
+@click.argument("b", metavar="HOST", shell_complete=complete_lab_hosts)
 @_name_option
 @output_option
 def cut(a: str, b: str, name: str | None, form: str) -> None:

@@ -23,6 +23,7 @@ from vmcoal.cli.params import (
     LOCAL_LENDER,
     SECONDS,
     SIZE,
+    complete_borrowers,
     deadline_option,
     dry_run_option,
     host_name,
@@ -290,7 +291,7 @@ def metrics_(name: str | None) -> None:
 @lend.command(
     "forget", short_help="Forget a borrower, and take back what it borrowed", example="vmcoal lend forget laptop"
 )
-@click.argument("borrower", metavar="BORROWER")
+@click.argument("borrower", metavar="BORROWER", shell_complete=complete_borrowers)
 @local_lender_option
 @deadline_option(30.0, "the borrower has to give back what it has")
 @yes_option

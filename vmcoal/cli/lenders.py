@@ -50,7 +50,7 @@ _ADDRESS = re.compile(
 @click.option(
     "--want",
     multiple=True,
-    type=click.Choice([kind.value for kind in (ResourceKind.MEMORY, ResourceKind.CPU)]),
+    type=click.Choice([kind.value for kind in ResourceKind]),
     help="Accept only this kind; repeat it for each.  [default: all that is granted]",
 )
 @click.option("--code-file", type=click.File("r"), help="Read the code from a file, or from stdin (-), without asking.")

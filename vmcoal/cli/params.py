@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -86,6 +87,30 @@ class _Place(_Name):
         return text if text in self.here else super()._check(text)
 
 
+def _completing(known: Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
+    """Return what `click.argument` takes as ``shell_complete``: those of ``known`` that begin as what was typed."""
+    return lambda ctx, param, incomplete: [name for name in known() if name.startswith(incomplete)]
+
+
+def _borrowers() -> list[str]:
+    return sorted({name for lender in local_lenders() for name in _records(layout.lender_folders(lender).borrowers)})
+
+
+def _lab_hosts() -> list[str]:
+    return sorted({path.parent.name for path in (layout.state_home() / "lab").glob("*/*/host.json")})
+
+
+def _link_profiles() -> Iterable[str]:
+    from vmcoal.lab.links import PROFILES
+
+    return PROFILES
+
+
+complete_borrowers = _completing(_borrowers)
+complete_lab_hosts = _completing(_lab_hosts)
+complete_links = _completing(_link_profiles)
+
+
 def local_lenders() -> list[str]:
     """Return the names of the lenders that this user has run on this host, sorted."""
     return sorted(path.name for path in (layout.state_home() / "lend").glob("*") if path.is_dir())
@@ -93,11 +118,14 @@ def local_lenders() -> list[str]:
 
 def paired_lenders() -> list[str]:
     """Return the names of the lenders that this user is paired with, sorted; for completion only."""
+    return _records(layout.known_lenders())
+
+
+def _records(path: Path) -> list[str]:
     import msgspec
 
     try:
-        known = msgspec.json.decode(layout.known_lenders().read_bytes())
-        return sorted(record["name"] for record in known["records"])
+        return sorted(record["name"] for record in msgspec.json.decode(path.read_bytes())["records"])
     except (OSError, msgspec.DecodeError, LookupError, TypeError):
         return []
 
@@ -161,7 +189,10 @@ local_lender_option = click.option(
 
 def deadline_option(default: float | None, what: str) -> Callable[[F], F]:
     """Return a ``--deadline`` option; ``what`` ends the sentence of its help."""
-    shown = f"  [default: {default:g}s]" if default else ""
+    minutes = default is not None and default >= 120 and default % 60 == 0
+    shown = (
+        f"  [default: {default / 60:g}m]" if default and minutes else f"  [default: {default:g}s]" if default else ""
+    )
     return click.option("--deadline", type=SECONDS, default=default, help=f"How long {what}.{shown}")
 
 
