@@ -7,7 +7,6 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,87 +14,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from framework.gpu_way import Way
 from framework.lent_gpu import device, gpu_entry, gpu_servers
 from framework.opencl import opencl_add
 from vmcoal.backends import nbd
 from vmcoal.errors import NotFoundError
-from vmcoal.guest.images import guest_files
 from vmcoal.holding.binaries import find_binary
 from vmcoal.layout import lender_folders
-from vmcoal.model.gpu import GpuServer
 
 pytestmark = pytest.mark.contract
 
 HELLO = bytes([1, 0, 0, 0, 28, 0, 0, 0]) + b"vmcoal-gpu 1" + b"0123456789abcdef"
 
-RELAY = """
-import os, socket, sys, time
-sys.path.insert(0, sys.argv[1])
-import vmcoal_gpu as relay
-listener = socket.socket(fileno=int(sys.argv[2]))
-fd = listener.accept()[0].detach()
-os.set_blocking(fd, False)
-relay.LIBRARY = sys.argv[3]
-carrier = relay.Relay(fd, relay.listen("gpu-test"))
-carrier.greet(time.monotonic() + 20)
-relay.show("gpu-test")
-print("ready", flush=True)
-carrier.run(lambda: False)
-carrier.close()
-relay.hide("gpu-test")
-print("ended:", carrier.why, flush=True)
-"""
-
 PROGRAM = opencl_add(1 << 18)
-
-
-class Way:
-    """A pump and a relay in front of a lent GPU, and programs that use it: what a guest would have, without one. They
-    live in a mount namespace of their own, because the relay's places are fixed."""
-
-    def __init__(self, tmp_path: Path, server: GpuServer) -> None:
-        key = tmp_path / "key"
-        nbd.write_psk(key, server.psk_identity, server.psk)
-        self.port = tmp_path / "port"
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(self.port))
-        self.listener.listen(1)
-        self.relay = subprocess.Popen(
-            [
-                *("unshare", "-m", "sh", "-c"),
-                'mount -t tmpfs t /run && mount -t tmpfs t /etc/OpenCL && exec "$@"',
-                *("sh", sys.executable, "-B", "-c", RELAY, str(guest_files()), str(self.listener.fileno())),
-                str(find_binary("libvmcoal-pocl.so")),
-            ],
-            pass_fds=[self.listener.fileno()],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        to = ("--address", "127.0.0.1", "--port", str(server.port))
-        self.check = [str(find_binary("vmcoal-gpu")), "check", "--key", str(key), *to]
-        argv = [str(find_binary("vmcoal-gpu")), "pump", "--key", str(key), *to, "--socket", str(self.port)]
-        self.pump = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
-        assert self.relay.stdout
-        assert self.relay.stdout.readline() == "ready\n"
-
-    def program(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start an OpenCL program where the relay is."""
-        inside = ["nsenter", "-t", str(self.relay.pid), "-m", "--", *arguments]
-        return subprocess.Popen(inside, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def run(self, *arguments: str) -> str:
-        """Run an OpenCL program to its end and return what it printed."""
-        with self.program(*arguments) as process:
-            out, err = process.communicate(timeout=60)
-        assert process.returncode == 0, out + err
-        return out
-
-    def close(self) -> None:
-        """End everything."""
-        self.listener.close()
-        for process in (self.pump, self.relay):
-            process.kill()
-            process.communicate()
 
 
 @pytest.fixture
