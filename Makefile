@@ -10,7 +10,7 @@ SOURCES := $(shell find vmcoal qmp guest-agent dataplane tools/list-sources meso
 TESTS ?= tests
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo lab-tour test lint format docs bench bench-attach bench-memory bench-policy bench-programs bench-guest soak clean
+.PHONY: help setup demo lab-tour test lint format docs bench bench-attach bench-memory bench-policy bench-programs bench-guest bench-gpu soak clean
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -70,9 +70,12 @@ bench-programs: setup $(VENV)/bench-packages
 bench-guest: setup $(VENV)/bench-packages
 	@PYTHONPATH=tests $(PYTHON) tools/bench-guest $(BENCH_ARGS)
 
+bench-gpu: setup
+	@PYTHONPATH=tests $(PYTHON) tools/bench-gpu
+
 # Each target of its own takes BENCH_ARGS; together they take none.
 bench: BENCH_ARGS :=
-bench: bench-attach bench-memory bench-policy bench-programs bench-guest
+bench: bench-attach bench-memory bench-policy bench-programs bench-guest bench-gpu
 
 soak: setup
 	$(PYTHON) -m pytest -m soak $(PYTEST_ARGS)
