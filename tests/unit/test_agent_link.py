@@ -239,6 +239,55 @@ async def test_a_flood_of_output_is_held_to_the_window(folders: VmFolders) -> No
         await agent.close()
 
 
+async def test_a_flood_of_beginnings_is_hung_up_on(folders: VmFolders) -> None:
+    async def guest(peer: Peer) -> None:
+        await peer.greet()
+        await peer.request()
+        await floods(peer, b'{"event":"started","id":1}\n' * 1000)
+
+    async def on_output(stream: int, data: bytes) -> None:
+        pass
+
+    async with guest_on(folders.agent_socket, guest):
+        agent = await connected(folders)
+        with pytest.raises(UnreachableError, match="floods"):
+            await agent.exec(GuestCommand(argv=("yes",)), on_output=on_output, deadline=60)
+        await agent.close()
+
+
+@pytest.mark.parametrize("step", [b'"done":%s,"total":1' % (b"9" * 400), b'"done":-1,"total":1', b'"done":1'])
+async def test_progress_that_makes_no_sense_is_dropped(folders: VmFolders, step: bytes) -> None:
+    async def guest(peer: Peer) -> None:
+        await peer.greet()
+        rid = (await peer.request())["id"]
+        await peer.send(b'{"event":"step","id":%d,%s}\n' % (rid, step), {"id": rid, "ok": {"items": []}})
+        await forever(peer)
+
+    told: list[float] = []
+    async with guest_on(folders.agent_socket, guest):
+        agent = await connected(folders)
+        await agent.memory_set(1, True, progress=lambda done, total, note: told.append(done / max(1, total)))
+        await agent.close()
+    assert told == []
+
+
+@pytest.mark.parametrize("end", [{"code": 1 << 40}, {"code": -1}, {"code": 0, "signal": -200}, {}])
+async def test_an_end_that_makes_no_sense(folders: VmFolders, end: dict[str, Any]) -> None:
+    async def on_output(stream: int, data: bytes) -> None:
+        pass
+
+    async def guest(peer: Peer) -> None:
+        await peer.greet()
+        await peer.send({"id": (await peer.request())["id"], "ok": end})
+        await forever(peer)
+
+    async with guest_on(folders.agent_socket, guest):
+        agent = await connected(folders)
+        with pytest.raises(RefusedError, match="makes no sense"):
+            await agent.exec(GuestCommand(argv=("yes",)), on_output=on_output, deadline=60)
+        await agent.close()
+
+
 async def test_wrong_ids_are_nobodys_answer(folders: VmFolders) -> None:
     async def guest(peer: Peer) -> None:
         await peer.greet()
@@ -297,6 +346,8 @@ async def answered(folders: VmFolders, answer: dict[str, Any], call: str, *args:
         ("room", (1,), {"fits": "yes", "needed": 1, "available": 1}),
         ("room", (1,), {"fits": True, "needed": -5, "available": 1}),
         ("pressure", (), {"load": [1]}),
+        ("pressure", (), {"load": [1, 1, 1], "memory_available": 1 << 63}),
+        ("pressure", (), {"load": [1, 1, 1], "memory_total": -1}),
         ("cpu_set", ([CpuName(number=1)], True), {"items": 7}),
         ("cpu_set", ([CpuName(number=1)], True), {"items": [7]}),
         ("memory_set", (1, True), {"items": [[1]]}),

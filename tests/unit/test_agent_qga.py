@@ -236,6 +236,20 @@ async def test_answers_that_make_no_sense(guest: Guest, answer: Any) -> None:
             await guest[1].topology()
 
 
+@pytest.mark.parametrize("answer", ["x", -1, 99, None, []])
+async def test_a_count_of_cpus_that_makes_no_sense(guest: Guest, answer: Any) -> None:
+    guest[0].handlers["guest-set-vcpus"] = lambda args: {"x": 1} if answer is None else answer
+    with pytest.raises(RefusedError, match=r"makes no sense|claims that it did"):
+        await guest[1].cpu_set([CpuName(number=2)], True)
+
+
+@pytest.mark.parametrize("end", [{"out-data": "no base64!"}, {"exitcode": -5}, {"signal": 1 << 60}])
+async def test_an_end_that_makes_no_sense(guest: Guest, end: dict[str, Any]) -> None:
+    guest[0].status = [{"exited": True, "exitcode": 0} | end]
+    with pytest.raises(RefusedError, match="makes no sense"):
+        await collect(guest[1], GuestCommand(argv=("true",)))
+
+
 async def test_a_guest_that_hangs_up(folders: VmFolders) -> None:
     async def hang_up(peer: Peer) -> None:
         qga = Qga()

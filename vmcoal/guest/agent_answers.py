@@ -9,6 +9,7 @@ import msgspec
 from vmcoal.errors import RefusedError
 from vmcoal.guest.agent_link import guest_words
 from vmcoal.model.guest import (
+    CommandEnd,
     CpuName,
     GuestCpu,
     GuestInfo,
@@ -207,9 +208,49 @@ def room(answer: Any) -> Room:
     return Room(fits=value.fits, needed=value.needed, available=value.available, swap=value.swap, explanation=words)
 
 
+class _Pressure(msgspec.Struct):
+    load: tuple[float, float, float]
+    cpu: float | None = None
+    memory: float | None = None
+    io: float | None = None
+    memory_available: _Bytes = 0
+    memory_total: _Bytes = 0
+
+
 def pressure(answer: Any) -> Pressure:
     """Decode ``pressure``."""
-    return convert(answer, Pressure)
+    return Pressure(**msgspec.structs.asdict(convert(answer, _Pressure)))
+
+
+class _End(msgspec.Struct):
+    code: _Small | None
+    signal: _Small | None = None
+
+
+def end(answer: Any) -> CommandEnd:
+    """Decode how a command ended."""
+    value = convert(answer, _End)
+    return CommandEnd(code=value.code, signal=value.signal)
+
+
+class _Step(msgspec.Struct):
+    done: _Bytes
+    total: _Bytes
+    note: str | None = None
+
+
+def step(event: Any) -> tuple[int, int, str | None]:
+    """Decode a report of progress: done, total and a note."""
+    value = convert(event, _Step)
+    return value.done, value.total, None if value.note is None else guest_words(value.note)
+
+
+def count(answer: Any, most: int) -> int:
+    """Decode how many of ``most`` things were done."""
+    done = convert(answer, _Small)
+    if done > most:
+        raise RefusedError(f"the guest claims that it did {done} of {most} things")
+    return done
 
 
 def where_args(where: int | MemorySpan) -> dict[str, int]:

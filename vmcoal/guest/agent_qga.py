@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from vmcoal.errors import DeadlineError, RefusedError, UnreachableError, UsageError, VmcoalError
+from vmcoal.guest import agent_answers as answers
 from vmcoal.guest.agent_answers import convert, cpu_name
 from vmcoal.guest.agent_link import guest_words
 from vmcoal.guest.agent_vmcoal import OnOutput, Progress, check_command
@@ -60,8 +61,8 @@ class _Exec(msgspec.Struct, rename="kebab"):
     exited: bool
     exitcode: int | None = None
     signal: int | None = None
-    out_data: str = ""
-    err_data: str = ""
+    out_data: bytes = b""
+    err_data: bytes = b""
 
 
 class QgaAgent:
@@ -142,8 +143,9 @@ class QgaAgent:
         todo = [{"logical-id": number, "online": online} for number in sorted(wanted) if table[number].online != online]
         if todo:
             # It stops at the first that fails, and the answer counts those done before it.
-            done = await self._link.execute("guest-set-vcpus", {"vcpus": todo}, until - time.monotonic())
-            if done != len(todo):
+            answer = await self._link.execute("guest-set-vcpus", {"vcpus": todo}, until - time.monotonic())
+            done = answers.count(answer, len(todo))
+            if done < len(todo):
                 left = f"{done} of {len(todo)} CPUs are {'online' if online else 'offline'}"
                 raise RefusedError(f"the guest refuses CPU {todo[done]['logical-id']}", left=left)
         if progress:
@@ -218,16 +220,16 @@ class QgaAgent:
                 except BaseException:
                     await asyncio.shield(self._kill(pid))
                     raise
-                for stream, text in ((1, end.out_data), (2, end.err_data)):
-                    if text:
-                        await on_output(stream, base64.b64decode(text))
+                for stream, data in ((1, end.out_data), (2, end.err_data)):
+                    if data:
+                        await on_output(stream, data)
         except TimeoutError as error:
             raise DeadlineError(
                 f"{command.argv[0]} did not end within {deadline:g} s",
                 left="it was told to end",
                 hint="use a longer deadline",
             ) from error
-        return CommandEnd(code=end.exitcode, signal=end.signal)
+        return answers.end({"code": end.exitcode, "signal": end.signal})
 
     async def _wait_exec(self, pid: int) -> _Exec:
         delay = 0.05

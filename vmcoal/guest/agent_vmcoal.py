@@ -55,11 +55,14 @@ class VmcoalAgent:
 
     async def _call(self, name: str, args: dict[str, Any], deadline: float, progress: Progress | None = None) -> Any:
         def on_event(event: dict[str, Any]) -> bool:
-            done, total, note = event.get("done"), event.get("total"), event.get("note")
-            if event.get("event") != "step" or not isinstance(done, int) or not isinstance(total, int):
+            try:
+                step = answers.step(event)
+            except RefusedError:
+                return False
+            if event.get("event") != "step":
                 return False
             if progress:
-                progress(done, total, guest_words(note) if note is not None else None)
+                progress(*step)
             return True
 
         args = {**args, "deadline": _inner(deadline)}
@@ -204,9 +207,10 @@ class VmcoalAgent:
 
         def on_event(event: dict[str, Any]) -> bool:
             nonlocal credit
+            first = not started.is_set()
             started.set()
             if event.get("event") == "started":
-                return True
+                return first
             try:
                 data = base64.b64decode(event.get("data", ""), validate=True)
             except (binascii.Error, TypeError, ValueError):
@@ -244,7 +248,7 @@ class VmcoalAgent:
             if feeder:
                 feeder.cancel()
                 await asyncio.gather(feeder, return_exceptions=True)
-        return answers.convert(answer, CommandEnd)
+        return answers.end(answer)
 
     async def _started(self, started: asyncio.Event) -> None:
         """Wait until a command runs or failed; it may then take as long as it likes."""
