@@ -18,7 +18,7 @@ struct holder {
 	struct source listener;
 	LIST_HEAD(, connection) connections;
 	unsigned connection_count;
-	int spare; /* given up for a moment to refuse a connection when descriptors run out */
+	int spare; /* of packet_accept() */
 	struct timer idle;
 	int64_t idle_ms;
 	bool closing;

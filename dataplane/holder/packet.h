@@ -16,6 +16,10 @@ struct packet {
 	char data[PACKET_MAX];
 };
 
+/* Send one packet of `length` bytes, with `fd_count` descriptors (FDS_MAX at most); `flags` as of sendmsg(2). False: the
+ * peer is gone, or does not read where MSG_DONTWAIT is given. */
+bool packet_write(int socket, const void *data, size_t length, const int *fds, size_t fd_count, int flags);
+
 /* Send one packet, with a descriptor unless `fd` is -1. False: the peer is gone or does not read. */
 bool packet_send(int socket, const struct reply *reply, int fd);
 
@@ -25,5 +29,8 @@ int packet_receive(int socket, struct packet *packet);
 /* Close the descriptors that nobody took. */
 void packet_close_fds(struct packet *packet);
 
-/* Whether the peer of a connected socket is root or runs as our own user. */
-bool packet_peer_is_ours(int fd);
+/* Accept a connection whose peer is root or runs as our own user; -1 if there is none. `spare` is a descriptor of
+ * packet_spare(), given up for a moment to refuse a connection when descriptors run out. */
+int packet_accept(int listener, int *spare);
+
+int packet_spare(void);

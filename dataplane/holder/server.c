@@ -77,18 +77,10 @@ static void connection_ready(struct source *source)
 static void listener_ready(struct source *source)
 {
 	struct holder *holder = container_of(source, struct holder, listener);
-	AUTO_CLOSE int fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	AUTO_CLOSE int fd = packet_accept(source->fd, &holder->spare);
 	struct connection *connection;
 
-	if (fd < 0 && (errno == EMFILE || errno == ENFILE) && holder->spare >= 0) {
-		/* Out of descriptors: hang up on the peer, or the listener would be ready for ever. */
-		close(take_fd(&holder->spare));
-		fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC);
-		if (fd >= 0)
-			close(take_fd(&fd));
-		holder->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
-	}
-	if (fd < 0 || holder->connection_count == CONNECTIONS_MAX || !packet_peer_is_ours(fd))
+	if (fd < 0 || holder->connection_count == CONNECTIONS_MAX)
 		return;
 	connection = calloc(1, sizeof *connection);
 	if (!connection)
@@ -163,7 +155,7 @@ int server_open(struct holder *holder, const char *path)
 		fprintf(stderr, "vmcoal-holder: cannot listen at %s: %s\n", path, strerror(errno));
 		return EXIT_FAILURE;
 	}
-	holder->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	holder->spare = packet_spare();
 	return 0;
 }
 

@@ -376,10 +376,10 @@ static void sampled_ready(struct source *source)
 static void listener_ready(struct source *source)
 {
 	struct control *control = container_of(source, struct control, listener);
-	AUTO_CLOSE int fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	AUTO_CLOSE int fd = packet_accept(source->fd, &control->spare);
 	struct connection *connection;
 
-	if (fd < 0 || control->connections == CONNECTIONS_MAX || !packet_peer_is_ours(fd))
+	if (fd < 0 || control->connections == CONNECTIONS_MAX)
 		return;
 	connection = calloc(1, sizeof *connection);
 	if (!connection)
@@ -397,6 +397,7 @@ static void listener_ready(struct source *source)
 
 bool control_open(struct control *control, int listener)
 {
+	control->spare = packet_spare();
 	control->listener.fd = listener;
 	control->listener.ready = listener_ready;
 	control->sampled.fd = control->engine->sample.done;

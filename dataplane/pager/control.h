@@ -12,6 +12,7 @@ struct control {
 	int holder;
 	struct source listener;
 	unsigned connections;
+	int spare; /* of packet_accept() */
 	struct source sampled;	      /* raised when a sample ended */
 	struct connection *sampler; /* who waits for it */
 };

@@ -32,6 +32,7 @@
 
 #include "answer.h"
 #include "cleanup.h"
+#include "packet.h"
 
 enum { MAPPINGS_MAX = 64, ID_MAX = 32, PACKET = 512, DEADLINE_MS = 10000, RETRY_MS = 20 };
 
@@ -69,29 +70,6 @@ static int pager_connect(const char *path)
 	return fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0 ? -1 : take_fd(&fd);
 }
 
-static bool pager_send(const char *packet, size_t length, const int fds[2])
-{
-	struct iovec iov = {(void *)packet, length};
-	union {
-		struct cmsghdr align;
-		char space[CMSG_SPACE(2 * sizeof(int))];
-	} control = {0};
-	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
-
-	if (fds) {
-		struct cmsghdr *header;
-
-		message.msg_control = control.space;
-		message.msg_controllen = sizeof control.space;
-		header = CMSG_FIRSTHDR(&message);
-		header->cmsg_level = SOL_SOCKET;
-		header->cmsg_type = SCM_RIGHTS;
-		header->cmsg_len = CMSG_LEN(2 * sizeof(int));
-		memcpy(CMSG_DATA(header), fds, 2 * sizeof(int));
-	}
-	return sendmsg(pager, &message, MSG_NOSIGNAL) == (ssize_t)length;
-}
-
 /* Ask the pager. One that died is replaced by the holder within a moment, and asked again: every order may be repeated.
  * Returns the length of what it said, or 0. */
 static size_t ask(const char *packet, size_t length, const int fds[2], char answer[PACKET])
@@ -104,7 +82,7 @@ static size_t ask(const char *packet, size_t length, const int fds[2], char answ
 
 		if (pager < 0)
 			pager = pager_connect(path);
-		if (pager >= 0 && pager_send(packet, length, fds)) {
+		if (pager >= 0 && packet_write(pager, packet, length, fds, fds ? 2 : 0, 0)) {
 			ready = (struct pollfd){pager, POLLIN, 0};
 			if (poll(&ready, 1, left) == 1) {
 				received = recv(pager, answer, PACKET, 0);
