@@ -232,6 +232,65 @@ async def test_a_controller_killed_at_any_call_of_a_detach(
     pytest.fail("detach never succeeded")
 
 
+VCPUS = AttachRequest(cpus=2, deadline=10.0)
+
+
+def in_use(world: FakeVm) -> int:
+    """Return how many far vCPUs are online in the guest."""
+    return sum(cpu.online and cpu.socket > 0 for cpu in world.guest.cpus.values())
+
+
+async def test_vcpus_leave_as_one_transaction(tmp_path: Path, mode: CpuMode) -> None:
+    """Whichever call fails, all of them stay in use, or all have left."""
+    for number in range(1, 100):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with fake_vm(folder, mode) as world:
+            vm = world.controller()
+            await attached(world, vm, VCPUS)
+            world.fuse.arm(number, kill=False)
+            try:
+                result = await detached(world, vm, DetachRequest(cpus=2, deadline=10.0))
+            except VmcoalError as error:
+                assert error.left is None
+                assert (len(vm.book), in_use(world)) == (2, 2), f"after {world.fuse.calls}"
+                assert {loan.state for loan in vm.book} == {AttachmentState.ATTACHED}
+                assert vm.journal.open_operations() == []
+                world.fuse.disarm()
+                await detached(world, vm)
+            else:
+                assert (result.cpus_removed, len(vm.book), in_use(world)) == (2, 0, 0)
+                if len(world.fuse.calls) < number:
+                    return
+    pytest.fail("detach never succeeded")
+
+
+async def test_a_controller_killed_at_any_call_while_vcpus_leave(tmp_path: Path, mode: CpuMode) -> None:
+    """Whoever follows it finds all of them in use, or none."""
+    for number in range(1, 100):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with fake_vm(folder, mode) as world:
+            await attached(world, vm := world.controller(), VCPUS)
+            world.fuse.arm(number, kill=True)
+            try:
+                await detach(vm, DetachRequest(cpus=2, deadline=10.0), world.report)
+            except Killed:
+                world.fuse.disarm()
+                after = world.controller()
+                await reconcile(after)
+                assert (len(after.book), in_use(world)) in ((2, 2), (0, 0)), f"killed at {world.fuse.calls}"
+                assert {loan.state for loan in after.book} <= {AttachmentState.ATTACHED}
+                assert {lease.id for lease in world.lenders["attic"].held()} == {loan.id for loan in after.book}
+                assert after.journal.open_operations() == []
+                if len(after.book):
+                    await detached(world, after)
+                assert world.leftovers() == [], f"killed at {world.fuse.calls}"
+            else:
+                return
+    pytest.fail("detach never succeeded")
+
+
 async def test_cancelling_an_attach_undoes_it(world: FakeVm) -> None:
     vm = world.controller()
     held = world.qemu.hold("device_add")

@@ -1,7 +1,8 @@
 """Detach: a contract with a deadline.
 
-room check → drain → offline → unplug confirmed → release, one loan after the other, newest first. A loan either leaves
-whole or is put back into use; what cannot leave in time is said, and only ``--force`` loses anything.
+room check → drain → offline → unplug confirmed → release: all vCPUs at once, then one piece of memory after the other,
+newest first. Each of these either leaves whole or is put back into use; what cannot leave in time is said, and only
+``--force`` loses anything.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -173,22 +175,23 @@ async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResu
     seconds: dict[str, float] = {}
     cpus = size = gpus = 0
     ends = began + request.deadline
-    steps = [_steps(vm, item.loan) for item in leaving]
-    for number, item in enumerate(leaving):
+    parties = _parties(leaving)
+    steps = [_steps(vm, party[0].loan) for party in parties]
+    for number, party in enumerate(parties):
         place = sum(steps[:number]), sum(steps)
         try:
-            await _leave(vm, item, request, max(0.001, ends - time.monotonic()), report, place, notes, seconds)
+            await _leave(vm, party, request, max(0.001, ends - time.monotonic()), report, place, notes, seconds)
         except VmcoalError as error:
             if request.force:
-                notes.append(await _force(vm, item.loan, error))
+                notes += [await _force(vm, item.loan, error) for item in party]
             else:
                 if number:
                     gone = f"{amounts(cpus, size, gpus)} were detached before"
                     error.left = "; ".join(filter(None, [error.left, gone]))
                 raise
-        cpus += item.loan.is_cpu
-        gpus += item.loan.is_gpu
-        size += item.size
+        cpus += sum(item.loan.is_cpu for item in party)
+        gpus += sum(item.loan.is_gpu for item in party)
+        size += sum(item.size for item in party)
     lenders = list(dict.fromkeys(x.loan.lease.lender for x in leaving))
     for lender in lenders:
         await vm.keeper.forget(lender)
@@ -204,13 +207,20 @@ async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResu
     )
 
 
+def _parties(leaving: list[Leaving]) -> list[list[Leaving]]:
+    """Return what leaves as one transaction each, in order: all vCPUs together, everything else alone."""
+    vcpus = [item for item in leaving if item.loan.is_cpu]
+    first = vcpus[0] if vcpus else None
+    return [vcpus if item is first else [item] for item in leaving if item is first or not item.loan.is_cpu]
+
+
 def _places(vm: Vm, loan: Loan) -> list[Loan]:
     """Return the loans that end with ``loan``: all of its memory, if the device is its."""
-    return vm.book.places(loan.region) if loan.is_memory and not loan.copy else [loan]
+    return vm.book.places(loan.region) if loan.is_memory and not loan.copy else [vm.book.get(loan.id) or loan]
 
 
 def _steps(vm: Vm, loan: Loan) -> int:
-    """Return how many steps a loan takes to leave, as people are told them."""
+    """Return how many steps a loan takes to leave, and those with it, as people are told them."""
     if loan.is_memory:
         return 1 if loan.copy or loan.style is MemoryStyle.GRANULAR else 2
     if loan.is_gpu:
@@ -220,7 +230,7 @@ def _steps(vm: Vm, loan: Loan) -> int:
 
 async def _leave(
     vm: Vm,
-    item: Leaving,
+    party: list[Leaving],
     request: DetachRequest,
     deadline: float,
     report: Progress,
@@ -230,6 +240,7 @@ async def _leave(
 ) -> None:
     started = time.monotonic()
     before, steps = place
+    item = party[0]
     kind = item.loan.lease.kind.value
 
     def numbered(step: int, _: int, text: str, fraction: float | None, detail: str | None) -> None:
@@ -239,19 +250,19 @@ async def _leave(
         async with transaction(
             vm.journal, undos(vm), "detach", request, steps=steps, deadline=deadline, report=numbered
         ) as trans:
-            vm.book.put(
-                msgspec.structs.replace(vm.book.get(item.loan.id) or item.loan, state=AttachmentState.DETACHING)
-            )
-            for loan in _places(vm, item.loan):
-                async with trans.step("drain", lease=loan.id):
-                    await _tell(vm, loan)
+            for one in party:
+                for loan in _places(vm, one.loan):
+                    async with trans.step("drain", lease=loan.id):
+                        if loan.id == one.loan.id:
+                            vm.book.put(msgspec.structs.replace(loan, state=AttachmentState.DETACHING))
+                        await _tell(vm, loan)
             if item.loan.copy:
                 trans.say(f"give the copy of {item.loan.device} at {item.loan.lease.lender} up")
                 notes.extend(await _copy_leaves(vm, item.loan))
             elif item.loan.is_gpu:
                 await _gpu_leaves(vm, item.loan, trans, deadline)
             elif not item.loan.is_memory:
-                await _cpu_leaves(vm, item.loan, trans, notes)
+                await _cpus_leave(vm, [one.loan for one in party], trans, notes)
             elif item.loan.style is MemoryStyle.GRANULAR:
                 await _granular_leaves(vm, item, trans, notes, deadline)
             else:
@@ -262,9 +273,10 @@ async def _leave(
     vm.metrics.unplugged(kind, "ok", time.monotonic() - started)
     for name, value in trans.seconds.items():
         seconds[name] = seconds.get(name, 0.0) + value
-    current = vm.book.get(item.loan.id)
-    if item.whole and current is not None and current.state is not AttachmentState.PARKED:
-        notes.extend(await give_back(vm, current))
+    for one in party:
+        left = vm.book.get(one.loan.id)
+        if one.whole and left is not None and left.state is not AttachmentState.PARKED:
+            notes.extend(await give_back(vm, left))
 
 
 async def _tell(vm: Vm, loan: Loan) -> None:
@@ -287,22 +299,35 @@ async def _copy_leaves(vm: Vm, loan: Loan) -> list[str]:
     return notes
 
 
-async def _cpu_leaves(vm: Vm, loan: Loan, trans: Transaction, notes: list[str]) -> None:
-    trans.say(f"offline vCPU {loan.core} of node {loan.node}")
+async def _cpus_leave(vm: Vm, loans: list[Loan], trans: Transaction, notes: list[str]) -> None:
+    by_node: dict[int, list[Loan]] = {}
+    for loan in loans:
+        by_node.setdefault(loan.node, []).append(loan)
+    where = [f"{_named(x.core for x in mine)} of node {node}" for node, mine in by_node.items()]
+    trans.say(f"offline {' and '.join(where)}")
     if vm.agent is not None:
-        async with trans.step("offline-cpus", lease=loan.id, node=loan.node, cores=[loan.core]):
-            await vm.agent.cpu_set(cpu_names(loan.node, [loan.core]), False, deadline=60.0)
+        for node, mine in by_node.items():
+            cores = [loan.core for loan in mine]
+            async with trans.step("offline-cpus", leases=[loan.id for loan in mine], node=node, cores=cores):
+                await vm.agent.cpu_set(cpu_names(node, cores), False, deadline=60.0)
     elif vm.spec.cpu_mode is not CpuMode.HOTPLUG:
         raise RefusedError(
             "no agent answers in the guest, and without it a parked vCPU cannot be taken offline",
             hint="as root in the guest: echo 0 > /sys/devices/system/cpu/cpuN/online, then detach with --force",
         )
     if vm.spec.cpu_mode is CpuMode.HOTPLUG:
-        trans.say("unplug it")
-        async with trans.step("unplug-cpu", node=loan.node, core=loan.core):
-            await cpu.unplug_cpu(vm.qmp, loan.node, loan.core, deadline=30.0)
+        trans.say("unplug it" if len(loans) == 1 else "unplug them")
+        for loan in loans:
+            async with trans.step("unplug-cpu", lease=loan.id, node=loan.node, core=loan.core):
+                await cpu.unplug_cpu(vm.qmp, loan.node, loan.core, deadline=30.0)
     else:
         notes.append("vCPUs are parked (offline), because QEMU cannot unplug them under TCG")
+
+
+def _named(cores: Iterable[int]) -> str:
+    """Return ``vCPU 1`` or ``vCPUs 0 and 1``."""
+    words = [str(core) for core in sorted(cores)]
+    return f"vCPU {words[0]}" if len(words) == 1 else f"vCPUs {', '.join(words[:-1])} and {words[-1]}"
 
 
 async def _gpu_leaves(vm: Vm, loan: Loan, trans: Transaction, deadline: float) -> None:

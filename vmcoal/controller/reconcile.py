@@ -1,6 +1,7 @@
 """What a new controller does with what its predecessor left: compare, then finish or undo.
 
-An attach that did not end is undone. A detach is finished where QEMU has let go already, and put back where it has not.
+An attach that did not end is undone. A detach is finished where QEMU has let go already, and put back where it has not:
+vCPUs that leave together are one or the other together.
 Whatever is booked is compared with what QEMU has plugged; what is gone is told, never papered over.
 """
 
@@ -12,6 +13,7 @@ import msgspec
 
 from vmcoal.controller import gpu
 from vmcoal.controller.detach import give_back
+from vmcoal.controller.journal import OpenStep
 from vmcoal.controller.loans import Loan
 from vmcoal.controller.places import tidy
 from vmcoal.controller.transaction import undo_steps
@@ -38,6 +40,11 @@ def _left(vm: Vm, loan: Loan, plugged: PluggedState) -> bool:
     return vm.spec.cpu_mode is CpuMode.HOTPLUG and (loan.node, loan.core) not in plugged.cpus
 
 
+def _leases(step: OpenStep) -> set[str]:
+    """Return the leases that a step of a detach was about."""
+    return {step.data["lease"]} if "lease" in step.data else set(step.data.get("leases", []))
+
+
 async def reconcile(vm: Vm) -> list[str]:
     """Finish or undo what was under way and return a line for each thing done or found wrong.
 
@@ -49,16 +56,21 @@ async def reconcile(vm: Vm) -> list[str]:
     for operation in vm.journal.open_operations():
         if operation.kind == "detach":
             # A step whose device QEMU no longer has must not be taken back; the loop below finishes it.
-            operation.steps = [step for step in operation.steps if step.data.get("lease") not in gone]
+            vcpus = {loan.id for loan in vm.book if loan.is_cpu and any(loan.id in _leases(x) for x in operation.steps)}
+            over = gone if vcpus <= gone else gone - vcpus
+            operation.steps = [step for step in operation.steps if not _leases(step) or not _leases(step) <= over]
         left = await undo_steps(vm.journal, undos(vm), operation.op, operation.steps)
         vm.journal.end(operation.op, "failed" if left else "undone")
         told.append(
             f"{operation.kind} was interrupted and " + (f"could not be undone: {'; '.join(left)}" if left else "undone")
         )
+        plugged = await describe(vm.qmp, vm.spec)
+        gone = {loan.id for loan in vm.book if _left(vm, loan, plugged)}
     for loan in sorted(vm.book, key=lambda x: x.copy):  # a copy goes with its memory
         if vm.book.get(loan.id) is None:
             continue
-        if loan.id in gone:
+        # A vCPU that is still leaving was taken offline by a detach that ended well, and is parked.
+        if loan.id in gone or (loan.is_cpu and loan.state is AttachmentState.DETACHING):
             try:
                 # Its device is gone, but the controller may have been killed before it deleted the backend.
                 if loan.is_gpu:

@@ -147,6 +147,10 @@ def undos(vm: Vm) -> dict[str, Undo]:
         if vm.spec.cpu_mode is CpuMode.HOTPLUG:
             await cpu.ensure_unplugged(vm.qmp, data["node"], data["core"], deadline=_DEADLINE)
 
+    async def unplug_cpu(data: dict[str, Any]) -> None:
+        if vm.spec.cpu_mode is CpuMode.HOTPLUG and vm.book.get(data.get("lease", "")) is not None:
+            await cpu.plug_cpu(vm.qmp, vm.spec, data["node"], data["core"], deadline=_DEADLINE)
+
     async def online_cpus(data: dict[str, Any]) -> None:
         if vm.agent is not None:
             await vm.agent.cpu_set(cpu_names(data["node"], data["cores"]), False, deadline=_AGENT_DEADLINE)
@@ -203,6 +207,7 @@ def undos(vm: Vm) -> dict[str, Undo]:
         "resize": resize,
         "commit": commit,
         "plug-cpu": plug_cpu,
+        "unplug-cpu": unplug_cpu,
         "online-cpus": online_cpus,
         "offline-cpus": offline_cpus,
         "drain": drain,
