@@ -161,7 +161,13 @@ def test_prune_keeps_the_newest_and_what_vms_boot_from(tmp_path: Path) -> None:
     spec = vm_folders("dev").spec
     spec.parent.mkdir(parents=True)
     spec.write_text(json.dumps({"boot": {"kernel": str(made[0].path("disk"))}}))
+    packages = store.packages
+    packages.mkdir()
+    assert [image.digest for image in images.prune_images(cache=tmp_path, dry_run=True)[0]] == ["d1"]
+    assert images.fetched_packages(tmp_path) == packages
+    assert len(images.list_images(cache=tmp_path)) == 4
     removed, kept = images.prune_images(cache=tmp_path)
+    assert images.fetched_packages(tmp_path) is None
     assert [image.digest for image in removed] == ["d1"]
     assert kept == {"default-d0": ["dev"]}
     removed, kept = images.prune_images(everything=True, cache=tmp_path)

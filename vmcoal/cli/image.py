@@ -9,7 +9,7 @@ import click
 
 from vmcoal.cli.app import Group
 from vmcoal.cli.output import note, print_json, steps, table
-from vmcoal.cli.params import SIZE, output_option
+from vmcoal.cli.params import SIZE, dry_run_option, output_option
 from vmcoal.control.wire import Progress
 from vmcoal.errors import UsageError
 from vmcoal.model.units import GIB, format_size
@@ -94,18 +94,33 @@ def list_(form: str) -> None:
     click.echo(table(("KIND", "DIGEST", "KERNEL", "SYSTEM", "SIZE", "BUILT"), rows))
 
 
-@image.command("prune", example="vmcoal image prune --all")
+@image.command(
+    "prune",
+    example="""
+    vmcoal image prune --dry-run
+    vmcoal image prune --all
+    """,
+)
 @click.option("--all", "everything", is_flag=True, help="Also the newest of each kind.")
+@dry_run_option
 @output_option
-def prune(everything: bool, form: str) -> None:
+def prune(everything: bool, dry_run: bool, form: str) -> None:
     """Remove old images and fetched packages. Images that a VM boots from stay."""
-    from vmcoal.guest.images import prune_images
+    from vmcoal.guest.images import fetched_packages, prune_images
 
-    removed, kept = prune_images(everything=everything)
+    packages = fetched_packages()
+    removed, kept = prune_images(everything=everything, dry_run=dry_run)
     if form == "json":
         print_json({"removed": removed, "kept": kept})
         return
+    verb = "remove" if dry_run else "removed"
     for one in removed:
-        click.echo(f"removed {one.kind} {one.digest}")
+        click.echo(f"{verb} {one.kind} {one.digest}  ({format_size(one.size)})")
+    if packages is not None and (dry_run or fetched_packages() is None):
+        click.echo(f"{verb} the fetched packages  ({packages})")
     for digest, vms in kept.items():
         note(f"kept {digest}: {', '.join(vms)} boot from it")
+    if dry_run:
+        note("nothing was changed")
+    elif not removed and packages is None:
+        note("there was nothing to remove")

@@ -200,13 +200,20 @@ def list_images(*, cache: Path | None = None) -> list[Image]:
     return Store(cache).all()
 
 
+def fetched_packages(cache: Path | None = None) -> Path | None:
+    """Return the folder of the fetched packages, or ``None`` if there are none."""
+    folder = Store(cache).packages
+    return folder if folder.is_dir() else None
+
+
 def prune_images(
-    *, everything: bool = False, kind: str | None = None, cache: Path | None = None
+    *, everything: bool = False, kind: str | None = None, cache: Path | None = None, dry_run: bool = False
 ) -> tuple[list[Image], dict[str, list[str]]]:
     """Remove old images (all, if ``everything``; only of ``kind``, if given) and the fetched packages.
 
-    Images that a VM boots from stay. Returns the removed images, and for each image kept for that reason the VMs.
+    Images that a VM boots from stay. Returns the images that were removed, or would be on a ``dry_run``, and for each
+    image kept for that reason the VMs.
     """
     if kind not in {None, "default", "debian"}:
         raise UsageError(f"{kind!r} is not a kind of image", hint="default or debian")
-    return Store(cache).prune(everything=everything, kind=kind)
+    return Store(cache).prune(everything=everything, kind=kind, dry_run=dry_run)

@@ -174,11 +174,13 @@ class Store:
             if not self.in_use(image):
                 self._remove(image)
 
-    def prune(self, *, everything: bool = False, kind: str | None = None) -> tuple[list[Image], dict[str, list[str]]]:
+    def prune(
+        self, *, everything: bool = False, kind: str | None = None, dry_run: bool = False
+    ) -> tuple[list[Image], dict[str, list[str]]]:
         """Remove images that are not the newest of their kind (all, if ``everything``), and the fetched packages.
 
-        An image that a VM's spec names stays. Returns what was removed, and the VMs that kept an image by its folder's
-        name.
+        An image that a VM's spec names stays. Returns what was removed, or would be on a ``dry_run``, and the VMs that
+        kept an image by its folder's name.
         """
         removed: list[Image] = []
         kept: dict[str, list[str]] = {}
@@ -193,9 +195,10 @@ class Store:
             if users := self.in_use(image):
                 kept[Path(image.folder).name] = users
                 continue
-            self._remove(image)
+            if not dry_run:
+                self._remove(image)
             removed.append(image)
-        if kind is None:
+        if kind is None and not dry_run:
             self._forget_packages()
         return removed, kept
 
