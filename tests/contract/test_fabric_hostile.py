@@ -141,7 +141,7 @@ async def test_a_lender_that_breaks_the_protocol(pair: Pair, name: str) -> None:
             await session.ping()
         assert caught.value.host == "small"
         assert len(caught.value.message) < 1200
-        assert len(session._channel._lines._rest) <= m.MAX_LINE  # type: ignore[union-attr]
+        assert len(session._exchange.channel._lines._rest) <= m.MAX_LINE  # type: ignore[union-attr]
         with pytest.raises(UnreachableError):
             await session.offer()
         await session.close()

@@ -22,10 +22,11 @@ from vmcoal.errors import (
     UsageError,
 )
 from vmcoal.fabric import messages as m
+from vmcoal.fabric.exchange import EVENTS_LIMIT
 from vmcoal.fabric.identity import load_identity
 from vmcoal.fabric.probe import connect_rtt
 from vmcoal.fabric.server import FabricServer, Limits, Peer
-from vmcoal.fabric.session import EVENTS_LIMIT, LenderSession
+from vmcoal.fabric.session import LenderSession
 from vmcoal.model.lease import LeaseState, LeaseTerms, ResourceKind
 
 pytestmark = [pytest.mark.contract, pytest.mark.timeout(30)]

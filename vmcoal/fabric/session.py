@@ -1,4 +1,4 @@
-"""The borrower's end: one session with one lender, requests as methods.
+"""The borrower's end: one session with one lender, requests as methods; how they find their answers is `Exchange`'s.
 
 Cheap to import: asyncssh is imported when a session is made.
 """
@@ -8,18 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from vmcoal import __version__
 from vmcoal.errors import DeadlineError, UnreachableError, VmcoalError
 from vmcoal.fabric import messages as m
+from vmcoal.fabric.exchange import Exchange
 from vmcoal.fabric.identity import Identity, LenderRecord
 from vmcoal.fabric.probe import boot_id, connect_rtt, kernel_rtt, same_boot, sample_link
-from vmcoal.fabric.wire import ProtocolBreach, check_version, clean, clean_error, decode_from_lender, encode
+from vmcoal.fabric.wire import ProtocolBreach, clean
 from vmcoal.layout import check_name
 from vmcoal.model.gpu import GpuServer
 from vmcoal.model.lease import Lease, LeaseTerms, Offer, ResourceKind
@@ -30,12 +30,9 @@ if TYPE_CHECKING:
 
     from vmcoal.fabric.channel import ClientChannel
 
-EVENTS_LIMIT = 256
 _DEADLINE = 10.0
 _CLEANUP = 2.0
 _CONNECT = 3.0
-
-A = TypeVar("A", m.Pong, m.OfferReply, m.Granted, m.Renewed, m.LeaseReply)
 
 
 class LenderSession:
@@ -56,23 +53,15 @@ class LenderSession:
     def __init__(self, record: LenderRecord, vm: str, *, software: str) -> None:
         self.record = record
         self.vm = vm
-        self.closed: asyncio.Future[VmcoalError | None] = asyncio.get_running_loop().create_future()
         self._software = software
-        self._welcomed: asyncio.Future[m.Welcome | None] = asyncio.get_running_loop().create_future()
-        self._channel: ClientChannel[None] | None = None
+        self._exchange = Exchange(record.name, software=software)
+        self.closed = self._exchange.closed
         self._connection: asyncssh.SSHClientConnection | None = None
-        self._next = 1
-        self._pending: dict[int, tuple[asyncio.Future[m.FromLender | VmcoalError | None], type[m.FromLender]]] = {}
-        self._events: deque[m.Revoke | m.Notice] = deque()
-        self._event = asyncio.Event()
-        self._refused: VmcoalError | None = None
-        self._ended = asyncio.Event()
-        self._why: VmcoalError | None = None
         self._left = False
         self._watcher: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"LenderSession({self.name} for {self.vm}{', closed' if self._ended.is_set() else ''})"
+        return f"LenderSession({self.name} for {self.vm}{', closed' if self._exchange.ended.is_set() else ''})"
 
     @property
     def name(self) -> str:
@@ -117,7 +106,8 @@ class LenderSession:
 
     async def offer(self, *, deadline: float = _DEADLINE) -> Offer:
         """Return what the lender would lend now."""
-        reply = await self._call(m.GetOffer(id=self._id()), m.OfferReply, "asking for the offer", deadline)
+        message = m.GetOffer(id=self._exchange.id())
+        reply = await self._exchange.call(message, m.OfferReply, "asking for the offer", deadline)
         return msgspec.structs.replace(reply.offer, lender=self.name, same_host=self.same_host)
 
     async def request(
@@ -137,7 +127,7 @@ class LenderSession:
         """
         wish = terms or LeaseTerms()
         message = m.Request(
-            id=self._id(),
+            id=self._exchange.id(),
             token=token,
             kind=kind,
             amount=amount,
@@ -145,47 +135,48 @@ class LenderSession:
             ttl=wish.ttl,
             grace=wish.grace,
         )
-        granted = await self._call(message, m.Granted, f"asking for {kind}", deadline)
+        granted = await self._exchange.call(message, m.Granted, f"asking for {kind}", deadline)
         lease = granted.lease
         if lease.kind is not kind or lease.amount != amount or lease.vm != self.vm:
-            raise self._breach("a grant of something else than was asked for")
+            raise self._exchange.breach("a grant of something else than was asked for")
         return self._granted(granted)
 
     async def report(self, lease: str, epoch: int, event: str, *, deadline: float = _DEADLINE) -> Lease:
         """Tell a lease's progress: ``attach``, ``plugged`` or ``drain``."""
-        message = m.Report(id=self._id(), lease=lease, epoch=epoch, event=event)
+        message = m.Report(id=self._exchange.id(), lease=lease, epoch=epoch, event=event)
         return await self._lease(message, f"reporting {event} of lease {lease}", deadline)
 
     async def renew(self, leases: Iterable[tuple[str, int]], *, deadline: float = _DEADLINE) -> tuple[Lease, ...]:
         """Heartbeat for (lease, epoch) pairs; returns those that live on, one that is missing is gone."""
         asked = tuple(leases)
-        reply = await self._call(m.Renew(id=self._id(), leases=asked), m.Renewed, "renewing leases", deadline)
+        message = m.Renew(id=self._exchange.id(), leases=asked)
+        reply = await self._exchange.call(message, m.Renewed, "renewing leases", deadline)
         if not {lease.id for lease in reply.leases} <= {lease for lease, _ in asked}:
-            raise self._breach("a renewal of a lease that is not ours")
+            raise self._exchange.breach("a renewal of a lease that is not ours")
         return tuple(self._named(lease) for lease in reply.leases)
 
     async def resize(self, lease: str, epoch: int, committed: int, *, deadline: float = _DEADLINE) -> Lease:
         """Change the committed bytes of a granular memory lease."""
-        message = m.Resize(id=self._id(), lease=lease, epoch=epoch, committed=committed)
+        message = m.Resize(id=self._exchange.id(), lease=lease, epoch=epoch, committed=committed)
         return await self._lease(message, f"resizing lease {lease}", deadline)
 
     async def resume(self, lease: str, epoch: int, *, deadline: float = _DEADLINE) -> m.Granted:
         """Ask, in a new session, for the server of a lease made in an earlier one."""
-        message = m.Resume(id=self._id(), lease=lease, epoch=epoch)
-        granted = await self._call(message, m.Granted, f"resuming lease {lease}", deadline)
+        message = m.Resume(id=self._exchange.id(), lease=lease, epoch=epoch)
+        granted = await self._exchange.call(message, m.Granted, f"resuming lease {lease}", deadline)
         if granted.lease.id != lease or granted.lease.vm != self.vm:
-            raise self._breach("an answer about another lease")
+            raise self._exchange.breach("an answer about another lease")
         return self._granted(granted)
 
     async def release(self, lease: str, epoch: int, *, deadline: float = _DEADLINE) -> Lease:
         """Give a lease back. Idempotent."""
-        message = m.Release(id=self._id(), lease=lease, epoch=epoch)
+        message = m.Release(id=self._exchange.id(), lease=lease, epoch=epoch)
         return await self._lease(message, f"releasing lease {lease}", deadline)
 
     async def ping(self, *, deadline: float = _DEADLINE) -> float:
         """Return the round trip of one message in seconds."""
         begin = time.perf_counter()
-        await self._call(m.Ping(id=self._id()), m.Pong, "a ping", deadline)
+        await self._exchange.call(m.Ping(id=self._exchange.id()), m.Pong, "a ping", deadline)
         return time.perf_counter() - begin
 
     async def sample_link(self, count: int = 10, *, deadline: float = _DEADLINE) -> LinkSample:
@@ -194,20 +185,11 @@ class LenderSession:
             async with asyncio.timeout(deadline):
                 return await sample_link(lambda: self.ping(deadline=deadline), self._kernel_rtt, count)
         except TimeoutError:
-            raise self._late(f"measuring {count} round trips", deadline) from None
+            raise self._exchange.late(f"measuring {count} round trips", deadline) from None
 
-    async def events(self) -> AsyncIterator[m.Revoke | m.Notice]:
-        """Yield what the lender tells unasked, until the session is over. One reader at a time.
-
-        Of revocations that nobody reads the newest of each lease is kept; of notices the oldest are dropped.
-        """
-        while True:
-            while self._events:
-                yield self._events.popleft()
-            if self._ended.is_set():
-                return
-            self._event.clear()
-            await self._event.wait()
+    def events(self) -> AsyncIterator[m.Revoke | m.Notice]:
+        """Yield what the lender tells unasked, as `Exchange.events`."""
+        return self._exchange.events()
 
     def data_address(self, server: m.MemoryServer | GpuServer) -> str:
         """Return the IP address of a lease's server."""
@@ -215,15 +197,14 @@ class LenderSession:
 
     async def wait_closed(self) -> VmcoalError | None:
         """Wait until the session is over; return the reason, or ``None`` after `close`."""
-        await self._ended.wait()
-        return self._why
+        return await self._exchange.wait_ended()
 
     async def close(self, *, deadline: float = 3.0) -> None:
         """End the session; its leases live on until they are released or expire. Idempotent."""
         self._left = True
-        if self._channel is not None:
-            self._channel.close()
-            await self._channel.wait_ended(deadline)
+        if self._exchange.channel is not None:
+            self._exchange.channel.close()
+            await self._exchange.channel.wait_ended(deadline)
         await self._drop()
 
     async def _open(self, identity: Identity, deadline: float) -> None:
@@ -235,8 +216,7 @@ class LenderSession:
         client = PinnedClient(self.record.host_key)
         self._connection = await open_client(host, port, identity, USER, client, name=self.name, deadline=deadline)
         self.peer_address = str(self._connection.get_extra_info("peername")[0])
-        self._channel = ClientChannel[None](self._take)
-        channel = self._channel
+        channel = self._exchange.channel = ClientChannel[None](self._exchange.take)
         try:
             await self._connection.create_session(lambda: channel, subsystem=SUBSYSTEM, encoding=None)
         except (asyncssh.Error, OSError) as error:
@@ -245,11 +225,9 @@ class LenderSession:
             ) from error
         self._watcher = asyncio.create_task(self._watch(channel), name=f"lender-session-{self.name}")
         own_boot = boot_id()
-        channel.send(encode(m.Hello(protocol=m.PROTOCOL, software=self._software, vm=self.vm, boot_id=own_boot)))
-        welcome = await self._welcomed
-        if welcome is None:
-            raise self._over("the greeting")
-        self.welcome = welcome
+        self.welcome = welcome = await self._exchange.greet(
+            m.Hello(protocol=m.PROTOCOL, software=self._software, vm=self.vm, boot_id=own_boot)
+        )
         self.same_host = same_boot(welcome.boot_id, own_boot)
 
     async def _drop(self) -> None:
@@ -260,32 +238,18 @@ class LenderSession:
                     await self._connection.wait_closed()
         if self._watcher is not None:
             await asyncio.wait({self._watcher}, timeout=_CLEANUP)
-        self._end(None)
+        self._exchange.end(None)
 
     async def _watch(self, channel: ClientChannel[None]) -> None:
         await asyncio.shield(channel.ended)
-        self._end(self._reason(channel))
-
-    def _end(self, why: VmcoalError | None) -> None:
-        if self._ended.is_set():
-            return
-        self._why = why
-        self._ended.set()
-        if not self.closed.done():
-            self.closed.set_result(why)
-        for future, _ in self._pending.values():
-            if not future.done():
-                future.set_result(None)
-        if not self._welcomed.done():
-            self._welcomed.set_result(None)
-        self._event.set()
+        self._exchange.end(self._reason(channel))
 
     def _reason(self, channel: ClientChannel[None]) -> VmcoalError | None:
         failure = channel.failure
-        if self._refused is not None:
-            return self._refused
+        if self._exchange.refused is not None:
+            return self._exchange.refused
         if isinstance(failure, ProtocolBreach):
-            return self._broke(failure)
+            return self._exchange.broke(failure)
         if failure is not None:
             failure.host = self.name
             return failure
@@ -296,65 +260,10 @@ class LenderSession:
             f"the lender ended the session{why}", host=self.name, hint=f"check that it is up: vmcoal ping {self.name}"
         )
 
-    def _broke(self, breach: ProtocolBreach) -> UnreachableError:
-        return UnreachableError(
-            f"the lender broke the protocol: {breach.message}",
-            host=self.name,
-            hint="check that it runs the same version of vmcoal, and its log",
-        )
-
-    def _breach(self, what: str) -> UnreachableError:
-        breach = ProtocolBreach(what)
-        if self._channel is not None:
-            self._channel.fail(breach)
-        return self._broke(breach)
-
-    def _over(self, what: str) -> VmcoalError:
-        reason = self._why
-        if reason is None:
-            return UnreachableError(f"{what} broke off: the session was closed here", host=self.name)
-        if isinstance(reason, UnreachableError):
-            return UnreachableError(f"{what} broke off: {reason.message}", host=self.name, hint=reason.hint)
-        return VmcoalError.from_wire(reason.to_wire())
-
-    def _late(self, what: str, seconds: float) -> DeadlineError:
-        return DeadlineError(
-            f"{what} was not answered within {seconds:g} s",
-            host=self.name,
-            hint=f"check the link: vmcoal ping {self.name}",
-        )
-
-    def _id(self) -> int:
-        number = self._next
-        self._next += 1
-        return number
-
-    async def _call(self, message: m.FromBorrower, answer: type[A], what: str, deadline: float) -> A:
-        assert not isinstance(message, m.Hello)
-        if self._channel is None or self._ended.is_set():
-            raise self._over(what)
-        line = encode(message)
-        future: asyncio.Future[m.FromLender | VmcoalError | None] = asyncio.get_running_loop().create_future()
-        self._pending[message.id] = future, answer
-        try:
-            self._channel.send(line)
-            async with asyncio.timeout(deadline):
-                reply = await future
-        except TimeoutError:
-            raise self._late(what, deadline) from None
-        finally:
-            self._pending.pop(message.id, None)
-        if reply is None:
-            raise self._over(what)
-        if isinstance(reply, VmcoalError):
-            raise reply
-        assert isinstance(reply, answer)
-        return reply
-
     async def _lease(self, message: m.Report | m.Resize | m.Release, what: str, deadline: float) -> Lease:
-        reply = await self._call(message, m.LeaseReply, what, deadline)
+        reply = await self._exchange.call(message, m.LeaseReply, what, deadline)
         if reply.lease.id != message.lease:
-            raise self._breach("an answer about another lease")
+            raise self._exchange.breach("an answer about another lease")
         return self._named(reply.lease)
 
     def _named(self, lease: Lease) -> Lease:
@@ -369,55 +278,3 @@ class LenderSession:
             return rtt
         sock = self._connection.get_extra_info("socket") if self._connection is not None else None
         return kernel_rtt(sock) if sock is not None else None
-
-    def _take(self, line: bytes) -> None:
-        if not self._welcomed.done():
-            check_version(line, "Welcome", peer="the lender", own="this host", software=self._software)
-        message = decode_from_lender(line)
-        match message:
-            case m.Refuse(id=number, error=error):
-                refusal = VmcoalError.from_wire(clean_error(error))
-                refusal.host = self.name
-                if number == 0 or not self._welcomed.done():
-                    self._refused = refusal
-                    assert self._channel is not None
-                    self._channel.close()
-                else:
-                    self._answer(number, refusal)
-            case m.Welcome():
-                if self._welcomed.done():
-                    raise ProtocolBreach("a second Welcome")
-                self._welcomed.set_result(message)
-            case _ if not self._welcomed.done():
-                raise ProtocolBreach("the first message must be Welcome")
-            case m.Revoke() | m.Notice():
-                self._tell(message)
-            case _:
-                self._answer(message.id, message)
-
-    def _answer(self, number: int, message: m.FromLender | VmcoalError) -> None:
-        if number >= self._next:
-            raise ProtocolBreach("an answer to a request that was not made")
-        future, answer = self._pending.get(number, (None, None))
-        if future is None or answer is None or future.done():
-            return  # its caller did not wait that long
-        if not isinstance(message, (answer, VmcoalError)):
-            raise ProtocolBreach(f"a {type(message).__name__} where a {answer.__name__} belongs")
-        future.set_result(message)
-
-    def _tell(self, message: m.Revoke | m.Notice) -> None:
-        if isinstance(message, m.Revoke):
-            same = [event for event in self._events if isinstance(event, m.Revoke) and event.lease == message.lease]
-            for event in same:  # told again: the newest counts
-                self._events.remove(event)
-        if len(self._events) >= EVENTS_LIMIT:
-            oldest = next((event for event in self._events if isinstance(event, m.Notice)), None)
-            if oldest is None:
-                raise ProtocolBreach("a flood of revocations")
-            self._events.remove(oldest)
-        if isinstance(message, m.Notice):
-            message = m.Notice(text=clean(message.text))
-        else:
-            message = msgspec.structs.replace(message, reason=clean(message.reason))
-        self._events.append(message)
-        self._event.set()
