@@ -12,6 +12,18 @@ from framework.one_host import VM, Borrower, borrower, one_host
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 
+SPIN = bytes([0xE4, 0x80, 0xEB, 0xFC]).ljust(510, b"\0") + b"\x55\xaa"  # in al, 0x80; jmp to it
+TOGGLE = """
+import fcntl, os
+kvm = os.open("/dev/kvm", os.O_RDWR)
+for _ in range(1500):
+    vm = fcntl.ioctl(kvm, 0xAE01, 0)  # KVM_CREATE_VM; no interrupt controller in it
+    vcpu = fcntl.ioctl(vm, 0xAE41, 0)  # KVM_CREATE_VCPU
+    os.close(vcpu)
+    os.close(vm)
+"""
+
+
 @pytest.fixture(scope="module", params=["12", "13"])
 def machine(request: pytest.FixtureRequest) -> Iterator[Borrower]:
     with borrower(request, request.param) as made:
@@ -91,3 +103,14 @@ def test_a_host_with_an_iommu_can_pass_functions_through(request: pytest.Fixture
                 "basename $(readlink driver); ls /dev/vfio/$(basename $(readlink iommu_group))"
             )
             assert bound.startswith("vfio-pci\n/dev/vfio/")
+
+
+@pytest.mark.soak
+def test_an_emulated_host_bears_virtual_cpus_that_come_and_go(machine: Borrower) -> None:
+    """Without guest-agent/lab/steady a host with Linux 6.12 panicked within a minute of this."""
+    machine.host.run("sh", "-c", "cat > /tmp/spin; truncate -s 1440K /tmp/spin", stdin=SPIN)
+    drive = "file=/tmp/spin,format=raw,if=floppy"
+    machine.host.shell(
+        f"qemu-system-x86_64 -accel kvm -m 32 -display none -nodefaults -drive {drive} >/dev/null 2>&1 & "
+        f"python3 -c '{TOGGLE}'; ended=$?; kill $!; wait; rm /tmp/spin; exit $ended"
+    )
