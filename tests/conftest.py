@@ -58,6 +58,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in terminalreporter.stats.get("rerun", ()):
+        terminalreporter.section(f"first try of {report.nodeid}: {report.when}", sep="_")
+        terminalreporter.line("\n".join(report.longreprtext.splitlines()[-60:]))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--tier-report")
     if path:

@@ -11,12 +11,19 @@ _SUFFIXES = (".log", ".1", ".json", ".sqlite", ".sqlite-wal", ".txt")
 failed: set[str] = set()
 """Ids of the tests that failed so far."""
 
+_kept: set[Path] = set()
+
 
 def keep(name: str, home: Path) -> Path:
-    """Copy the evidence of test (or module) ``name`` from its state folder below ``home``; return where it is."""
+    """Copy the evidence of test (or module) ``name`` from its state folder below ``home``; return where it is.
+
+    Of a test with several such folders, and of its second try, all is kept that has another name.
+    """
     kept = _OUT / "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:100]
-    shutil.rmtree(kept, ignore_errors=True)
-    kept.mkdir(parents=True)
+    if kept not in _kept:  # of an earlier run
+        shutil.rmtree(kept, ignore_errors=True)
+        _kept.add(kept)
+    kept.mkdir(parents=True, exist_ok=True)
     for path in sorted((home / "s").rglob("*")):
         small = path.is_file() and not path.is_symlink() and path.stat().st_size < 8 << 20
         if small and path.suffix in _SUFFIXES:
