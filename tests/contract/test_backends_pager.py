@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -177,20 +176,18 @@ async def test_a_second_lender_gets_the_pages_that_exist() -> None:
         await scene.servers.stop(other)
 
 
-def spoil(path: Path, kind: str, older: bytes) -> None:
+def lie(kind: str, data: bytes, older: bytes) -> bytes:
     """Do with a lender's bytes what a lender can do."""
-    data = bytearray(path.read_bytes())
-    if kind == "forged":
-        for at in range(100, len(data), 4096):
-            data[at] ^= 1
-    elif kind == "replayed":
-        data[:] = older
-    elif kind == "swapped":
-        data[:] = data[SIZE // 2 :] + data[: SIZE // 2]
-    else:
-        data[:] = bytes(SIZE)
-    with path.open("r+b") as file:
-        file.write(data)
+    if kind == "replayed":
+        return older
+    if kind == "swapped":
+        return data[SIZE // 2 :] + data[: SIZE // 2]
+    if kind == "empty":
+        return bytes(SIZE)
+    forged = bytearray(data)
+    for at in range(100, len(forged), 4096):
+        forged[at] ^= 1
+    return bytes(forged)
 
 
 @pytest.mark.parametrize("kind", ["forged", "replayed", "swapped", "empty"])
@@ -199,8 +196,7 @@ async def test_a_lender_that_lies_is_found_out(kind: str) -> None:
         await scene.guest.ask("fill 1")
         older = scene.servers.file(scene.entries[0]).read_bytes()
         await scene.guest.ask("fill 2")
-        honest = scene.servers.file(scene.entries[0]).read_bytes()
-        spoil(scene.servers.file(scene.entries[0]), kind, older)
+        mend = await scene.spoil(0, lambda data: lie(kind, data, older))
         scene.guest.send("check 2")
         reading = asyncio.create_task(scene.guest.answer())
         async with asyncio.timeout(20):
@@ -209,8 +205,7 @@ async def test_a_lender_that_lies_is_found_out(kind: str) -> None:
         assert not reading.done(), "no wrong byte is shown; the reader waits"
         assert "lost" in (await scene.engine.health(scene.lease) or "")
         # A lender that finds its bytes again: the pages are tried again when it is linked again.
-        with scene.servers.file(scene.entries[0]).open("r+b") as file:
-            file.write(honest)
+        await mend()
         server = scene.servers.describe(scene.entries[0])
         assert server
         await scene.engine.relink(scene.entries[0].lease, server, "127.0.0.1", deadline=10)
@@ -221,7 +216,7 @@ async def test_one_of_two_lenders_lies() -> None:
     async with Scene(replicas=2) as scene:
         await scene.until(1, links=6)
         await scene.guest.ask("fill 2")
-        spoil(scene.servers.file(scene.entries[0]), "forged", b"")
+        await scene.spoil(0, lambda data: lie("forged", data, b""))
         assert await scene.guest.ask("check 2") == "wrong 0"
         assert await scene.counter("invalid") > 0
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from framework.lent import entry, lend, memory_servers, pager_engine, region_file
 from framework.paged import PagedGuest
@@ -14,6 +18,12 @@ from vmcoal.lending.memory_server import MemoryServers
 from vmcoal.model.units import MIB
 
 SIZE = 32 * MIB
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write over a file in place."""
+    with path.open("r+b") as file:
+        file.write(content)
 
 
 class Scene:
@@ -66,6 +76,38 @@ class Scene:
     async def child(self, number: int) -> int:
         wanted = f"serve-{self.entries[number].lease.id}"
         return next(child.pid or 0 for child in await self.servers.holder.list() if child.id == wanted)
+
+    @asynccontextmanager
+    async def stopped(self, number: int) -> AsyncIterator[Path]:
+        """Give the file of a lender whose server does nothing meanwhile: what the pager writes is not lost between
+        the reading and the writing of its bytes."""
+        server = await self.child(number)
+        os.kill(server, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(20):
+                while not all(
+                    (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+                    for task in Path(f"/proc/{server}/task").iterdir()
+                ):
+                    await asyncio.sleep(0.01)
+            yield self.servers.file(self.entries[number])
+        finally:
+            os.kill(server, signal.SIGCONT)
+
+    async def spoil(self, number: int, change: Callable[[bytes], bytes]) -> Callable[[], Awaitable[None]]:
+        """Change a lender's bytes; returns what undoes that, but for the pages that were written since."""
+        async with self.stopped(number) as path:
+            honest = path.read_bytes()
+            spoiled = change(honest)
+            write(path, spoiled)
+
+        async def undo() -> None:
+            async with self.stopped(number) as path:
+                now = path.read_bytes()
+                pages = (slice(at, at + 4096) for at in range(0, len(now), 4096))
+                write(path, b"".join((honest if now[page] == spoiled[page] else now)[page] for page in pages))
+
+        return undo
 
     async def counter(self, name: str) -> int:
         return (await self.engine.stats()).counters[name]
