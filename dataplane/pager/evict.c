@@ -20,12 +20,12 @@ static int by_place(const void *left, const void *right)
 	return a->page < b->page ? -1 : a->page > b->page;
 }
 
-/* How many of the first victims are pages in a row, at most as many as a request carries. */
-static uint32_t run_of(const struct victim *victims, uint32_t count)
+/* How many of the first victims are pages in a row, at most `most`. */
+static uint32_t run_of(const struct victim *victims, uint32_t count, uint32_t most)
 {
 	uint32_t run = 1;
 
-	while (run < count && run < RUN_MAX && victims[run].view == victims->view &&
+	while (run < count && run < most && victims[run].view == victims->view &&
 	       victims[run].page == victims->page + run)
 		run++;
 	return run;
@@ -72,7 +72,7 @@ static uint32_t drop(struct lane *lane, const struct victim *victims, uint32_t c
 	uint32_t runs = 0;
 
 	for (uint32_t run; count; victims += run, count -= run, runs++) {
-		run = run_of(victims, count);
+		run = run_of(victims, count, VICTIMS);
 		memory_drop(victims->view->region, victims->page, run);
 		table_release(lane->engine, victims->view->region, victims->page, run, false, false);
 	}
@@ -421,7 +421,7 @@ void evict(struct lane *lane, uint32_t wanted)
 		}
 		runs = drop(lane, drops, dropped);
 		for (uint32_t i = 0, run; i < stored; i += run, runs++) {
-			run = run_of(stores + i, stored - i);
+			run = run_of(stores + i, stored - i, RUN_MAX);
 			store(lane, stores[i].view, stores[i].page, run);
 		}
 		/* Pages that lie anywhere take long each, and a fault may come. */
@@ -491,7 +491,7 @@ static void resync_region(struct lane *lane, struct view *view, unsigned behind,
 		fetch_send(lane, operations[i]);
 	qsort(stores, stored, sizeof *stores, by_place);
 	for (uint32_t i = 0, run; i < stored; i += run) {
-		run = run_of(stores + i, stored - i);
+		run = run_of(stores + i, stored - i, RUN_MAX);
 		store(lane, view, stores[i].page, run);
 	}
 }

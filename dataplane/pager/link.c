@@ -2,6 +2,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -9,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAUSE_FIRST_US = 50000, PAUSE_MAX_US = 1000000 };
+enum { PAUSE_FIRST_US = 50000, PAUSE_MAX_US = 1000000, CORK_BYTES = 64 << 10 };
 
 int64_t now_us(void)
 {
@@ -58,6 +60,7 @@ static void end(struct link *link, enum link_state state, const char *why)
 	if (link->fd >= 0)
 		epoll_ctl(link->epoll, EPOLL_CTL_DEL, link->fd, NULL);
 	link->fd = -1;
+	link->corked = false;
 	link->direction = 0;
 	link->left = keep_socket(link);
 	link->limbo = NULL;
@@ -75,6 +78,16 @@ static void end(struct link *link, enum link_state state, const char *why)
 	link->sent_bytes = 0;
 }
 
+/* A long write is a record of TLS after the other, 16 KiB each. Sent as they come, each wakes the server, and ends with a
+ * packet that is not full. */
+static void cork(struct link *link, bool on)
+{
+	int value = on;
+
+	if (on != link->corked && !setsockopt(nbd_aio_get_fd(link->nbd), IPPROTO_TCP, TCP_CORK, &value, sizeof value))
+		link->corked = on;
+}
+
 /* Watch what libnbd waits for. It may go on with another descriptor when an address does not answer. */
 static void watch(struct link *link)
 {
@@ -82,6 +95,8 @@ static void watch(struct link *link)
 	unsigned direction = nbd_aio_get_direction(link->nbd);
 	struct epoll_event event = {.data.ptr = link->tag};
 
+	if (link->corked && !(direction & LIBNBD_AIO_DIRECTION_WRITE))
+		cork(link, false);
 	if (fd == link->fd && direction == link->direction)
 		return;
 	if (fd != link->fd && link->fd >= 0)
@@ -196,6 +211,8 @@ void link_send(struct link *link, struct request *request, uint64_t offset)
 	TAILQ_INSERT_TAIL(&link->sent, request, entry);
 	link->sent_count++;
 	link->sent_bytes += request->bytes;
+	if (request->write && !request->trim && request->bytes >= CORK_BYTES)
+		cork(link, true);
 	if (request->trim)
 		cookie = nbd_aio_trim(link->nbd, request->bytes, offset, callback, 0);
 	else if (request->write)

@@ -50,6 +50,7 @@ struct link {
 	int epoll;
 	void *tag; /* what the epoll event carries */
 	int fd;
+	bool corked; /* packets that are not full wait, because more is to come */
 	unsigned direction;
 	struct requests sent; /* the oldest first */
 	struct requests *done;

@@ -1,6 +1,7 @@
 /* vmcoal-pager: the page engine of one VM (docs/internals/pager-protocol.md). */
 #include <errno.h>
 #include <getopt.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -86,6 +87,10 @@ int main(int argc, char **argv)
 
 	if (!parse_options(argc, argv, &options))
 		return 2;
+	/* A record of TLS is a buffer that comes and goes: what is free at the end of an arena is not given back each time.
+	 * Buffers for pages are never mappings of their own, so that they are not unmapped either; lanes give back. */
+	mallopt(M_TRIM_THRESHOLD, 2 << 20);
+	mallopt(M_MMAP_THRESHOLD, 1 << 20);
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGTERM, end);
 	control.engine = &engine;
