@@ -129,7 +129,7 @@ class QmpClient:
         client._supervisor = asyncio.create_task(client._supervise(), name="qmp-supervisor")
         return client
 
-    async def execute(self, command: str, arguments: dict[str, Any] | None = None, *, deadline: float = 10.0) -> Any:
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None, *, deadline: float = 30.0) -> Any:
         """Run one command and return its ``return`` value as plain data.
 
         Raises `QmpCommandError` when QEMU refuses it, `QmpTimeoutError` when there is no answer within ``deadline``

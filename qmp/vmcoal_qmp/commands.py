@@ -18,7 +18,7 @@ DEADLINE = 10.0
 class Executor(Protocol):
     """What runs a command: `QmpClient`, or a stand-in."""
 
-    async def execute(self, command: str, arguments: dict[str, Any] | None = None, *, deadline: float = 10.0) -> Any:
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None, *, deadline: float = 30.0) -> Any:
         """Run one command and return its ``return`` value as plain data."""
 
 

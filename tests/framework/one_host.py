@@ -167,12 +167,12 @@ class Borrower:
 
     def attach(self, *what: str) -> int:
         """Attach from the lender and return the far node."""
-        answer = json.loads(self.host.vmcoal("attach", VM, "--from", LENDER, *what, "-o", "json"))
+        answer = json.loads(self.host.vmcoal("attach", VM, "--from", LENDER, "--deadline", "240s", *what, "-o", "json"))
         return int(answer["attachment"]["node"])
 
     def detach(self, *what: str) -> None:
         """Detach from the lender: everything, or ``what``."""
-        self.host.vmcoal("detach", VM, "--from", LENDER, *what)
+        self.host.vmcoal("detach", VM, "--from", LENDER, "--deadline", "240s", *what)
 
     def give_back(self) -> None:
         """Detach what is still attached."""

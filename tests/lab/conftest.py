@@ -29,5 +29,6 @@ def lab(one_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
         kept = evidence.keep(request.node.name, one_lab.scene.home)
         one_lab.keep_evidence(kept)
         request.node.add_report_section("teardown", "evidence", f"kept in {kept}")
-        one_lab.reset()
+        if not request.session.shouldfail:  # with -x no test follows
+            one_lab.reset()
     assert not left, "left behind: " + "; ".join(left)

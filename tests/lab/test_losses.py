@@ -28,7 +28,9 @@ def test_a_link_that_is_gone_for_a_while(lab: Lab) -> None:
     (lease,) = (memory.lease for memory in result.attachment.memory)
     lab.cut("host2")
     lab.wait(lambda: lease_states(lab) == {"unreachable"}, "the lease being unreachable")
-    assert any("host2 has been unreachable" in line for line in lab.guest().degraded)
+    lab.wait(
+        lambda: any("host2 has been unreachable" in line for line in lab.guest().degraded), "the VM being degraded"
+    )
     assert lab.guest().state == "running"
     assert lab.exec("echo", "alive").strip() == "alive"
     lab.link("host2", "lan")
@@ -53,7 +55,7 @@ def test_a_lender_is_drained_over_a_slow_link(lab: Lab) -> None:
     lab.link("host3", "wifi")
     result = lab.attach("--from", "host3", "--memory", f"{SIZE}M")
     program = lab.hold(result.attachment.node)
-    drained = lab.json("host3", ReclaimResult, "drain", "--deadline", "90s", "--yes")
+    drained = lab.json("host3", ReclaimResult, "drain", "--deadline", "240s")
     assert (len(drained.released), drained.taken) == (1, ())
     assert program.wrong_pages() == 0
     program.end()

@@ -18,7 +18,7 @@ from vmcoal.model.guest import CommandEnd, CommandInput, GuestCommand
 
 _CHUNK = 64 << 10
 _QUEUED = 4
-_CONNECT = 15.0
+_CONNECT = 60.0
 
 
 def run_in_host(

@@ -398,7 +398,7 @@ async def _verify(vm: Vm, loans: list[Loan], notes: list[str]) -> bool:
             "for f in /sys/devices/system/memory/memory*/state; do echo online_movable > $f; done"
         )
         return False
-    view = await vm.agent.topology(deadline=15.0)
+    view = await vm.agent.topology(deadline=30.0)
     for loan in loans:
         if loan.is_memory:
             there = [block for block in view.blocks if block.node == loan.node and block.state == "online"]

@@ -54,6 +54,7 @@ from vmcoal.policy.placement import choose_node
 
 log = logging.getLogger(__name__)
 
+_HOLDER = 30.0
 _TELL_DEADLINE = 2.0
 
 
@@ -148,7 +149,7 @@ class Controller:
             from vmcoal.metrics.http import check_address
 
             check_address(self._spec.metrics)
-        holder = await Holder.start(self._folders, name=f"vm-{self._spec.name}", deadline=10.0)
+        holder = await Holder.start(self._folders, name=f"vm-{self._spec.name}", deadline=_HOLDER)
         self._vm = await self._assemble(holder)
         await lifecycle.clean_up(self._vm)  # what a VM left whose holder was killed, and its controller too
         await holder.watch(self._child_ended)
@@ -158,14 +159,14 @@ class Controller:
 
     async def _adopt(self) -> None:
         try:
-            holder = await Holder.connect(self._folders.holder_socket, deadline=5.0)
+            holder = await Holder.connect(self._folders.holder_socket, deadline=_HOLDER)
         except UnreachableError:
-            holder = await Holder.start(self._folders, name=f"vm-{self._spec.name}", deadline=10.0)
+            holder = await Holder.start(self._folders, name=f"vm-{self._spec.name}", deadline=_HOLDER)
             self._vm = await self._assemble(holder)
             raise lifecycle.holder_lost(self._vm) from None
         self._vm = await self._assemble(holder)
         await holder.watch(self._child_ended)
-        self._vm.monitor = await self._vm.launcher.adopt(self._spec, deadline=10.0)
+        self._vm.monitor = await self._vm.launcher.adopt(self._spec, deadline=_HOLDER)
         if self._vm.monitor is None:
             raise await lifecycle.qemu_failure(self._vm)
         self._vm.state = "running"

@@ -344,7 +344,7 @@ async def _dimm_leaves(vm: Vm, item: Leaving, trans: Transaction, deadline: floa
     dimm = await memory.find_dimm(vm.qmp, loan.device)
     if vm.agent is not None:
         span = MemorySpan(dimm.addr, dimm.size)
-        room = await vm.agent.room(span, deadline=15.0)
+        room = await vm.agent.room(span, deadline=30.0)
         if not room.fits:
             raise RefusedError(
                 f"{format_size(room.needed)} are in use there, {format_size(room.available)} are free elsewhere",

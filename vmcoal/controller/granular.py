@@ -80,7 +80,7 @@ async def online(vm: Vm, loan: Loan, size: int) -> None:
     start = (await virtio_mem.find(vm.qmp, loan.device)).memaddr
     ends, pause = time.monotonic() + _ONLINE, _PAUSE
     while True:
-        view = await vm.agent.topology(deadline=15.0)
+        view = await vm.agent.topology(deadline=30.0)
         span = range(start, start + loan.capacity)
         blocks = [block for block in view.blocks if block.number * view.block_size in span]
         for block in blocks:

@@ -32,7 +32,7 @@ _RETRY = 30.0
 """Seconds after which a copy that could not be made is tried again."""
 
 _REPLICATE = 60.0
-_STOP = 5.0
+_STOP = 30.0
 
 
 class Guard:

@@ -28,6 +28,7 @@ from vmcoal.policy.distance import summarize
 log = logging.getLogger(__name__)
 
 _CONNECT = 10.0
+_HANG_UP = 0.5
 _RETRY_FIRST, _RETRY_MAX = 0.5, 5.0
 
 Relink = Callable[[Loan, Granted, str], Awaitable[None]]
@@ -128,12 +129,13 @@ class Keeper:
         while self._book.of(lender):
             try:
                 session = await self.session(lender)
-                if self._down_since.pop(lender, None) is not None or self._stale(lender):
+                if lender in self._down_since or self._stale(lender):
                     await self._resume(lender, session)
                 retry = _RETRY_FIRST
                 await self._beat(lender, session)
             except (VmcoalError, OSError) as error:
                 self._lost(lender, error)
+                await self._hang_up(lender)
                 await asyncio.sleep(retry)
                 retry = min(retry * 2, _RETRY_MAX)
 
@@ -175,6 +177,13 @@ class Keeper:
             self._book.put(link_changed(loan, up=False))
         self._changed()
 
+    async def _hang_up(self, lender: str) -> None:
+        """End a session that did not answer: its connection may be dead without knowing, and the next one tells."""
+        session = self._sessions.pop(lender, None)
+        if session is not None:
+            with contextlib.suppress(VmcoalError, OSError):
+                await session.close(deadline=_HANG_UP)
+
     async def _resume(self, lender: str, session: LenderSession) -> None:
         for loan in self._book.of(lender):
             try:
@@ -187,6 +196,7 @@ class Keeper:
             back = link_changed(self._book.get(loan.id) or loan, up=True)
             # A GPU that was lost is unplugged: nothing comes back.
             self._book.put(msgspec.structs.replace(back, problem=loan.problem if loan.is_gpu else None))
+        self._down_since.pop(lender, None)
         log.info("lender %s is back", lender)
         self._changed()
 

@@ -31,7 +31,7 @@ from vmcoal.model.units import format_duration
 
 log = logging.getLogger(__name__)
 
-_LAUNCH_DEADLINE = 30.0
+_LAUNCH_DEADLINE = 60.0
 
 
 def load_spec(folders: VmFolders) -> MachineSpec:

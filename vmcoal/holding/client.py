@@ -51,8 +51,8 @@ __all__ = [
     "read_exits",
 ]
 
-_ANSWER = 10.0
-_DEATH = 10.0
+_ANSWER = 30.0
+_DEATH = 30.0
 _Errors = Mapping[str, type[VmcoalError]]
 _ERRORS: _Errors = {
     "ENOENT": NotFoundError,

@@ -13,7 +13,7 @@ from vmcoal.errors import ConflictError, ExecutionError
 from vmcoal.holding.wire import encode
 
 _TAKEN = 3
-_LAUNCH = 5.0
+_LAUNCH = 30.0
 
 
 async def launch(binary: Path, arguments: Sequence[str | Path]) -> None:

@@ -56,7 +56,7 @@ def find_qemu(qemu: str = "qemu-system-x86_64") -> str:
     return path
 
 
-def qemu_version(qemu: str, *, deadline: float = 10.0) -> tuple[int, int, int]:
+def qemu_version(qemu: str, *, deadline: float = 60.0) -> tuple[int, int, int]:
     """Return the version of the QEMU binary ``qemu``; raises `PrerequisiteError` if it does not say one in time."""
     hint = "check that it is a QEMU system emulator: " + qemu + " --version"
     try:

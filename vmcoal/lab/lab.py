@@ -65,9 +65,9 @@ STEPS = 5
 Report = Callable[[int, str, float | None, str | None], None]
 """Called with the number of the step, of `STEPS`, its text, how much of it is done (0 to 1) and a detail."""
 
-_CONNECT = 10.0
+_CONNECT = 30.0
 _START = 60.0
-_COMMAND = 60.0
+_COMMAND = 120.0
 _TAIL_LINES = 10
 _END = re.compile(r"Kernel panic|cannot be mounted|Out of memory|No working init")
 

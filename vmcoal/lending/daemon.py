@@ -41,7 +41,7 @@ log = logging.getLogger("vmcoal.lending")
 STOP_DEADLINE = 30.0
 """How long SIGTERM waits for borrowers to give things back; a second one does not wait."""
 
-_START = 10.0
+_START = 60.0  # an emulated host is slow; one that fails ends at once
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

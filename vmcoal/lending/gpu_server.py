@@ -29,7 +29,7 @@ from vmcoal.model.units import GIB
 BRIDGE, SERVER = "serve-", "pocld-"
 """How the ids of the children begin; the rest is the lease."""
 
-_START = 10.0
+_START = 30.0
 _PROGRAM = "/server"
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt/rocm", "/sys")
 _ETC = ("OpenCL", "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d")

@@ -30,7 +30,7 @@ THREADS = 1
 """Requests of one connection that nbdkit works on at once: the borrower's proxy has several connections, and one
 request under way on each, so more would only pass it from thread to thread."""
 
-_START = 20.0
+_START = 60.0
 
 
 class MemoryServers(LeaseServers[MemoryServer]):

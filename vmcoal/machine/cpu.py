@@ -62,7 +62,7 @@ async def ensure_unplugged(monitor: Monitor, node: int, core: int, *, deadline: 
     await unplug_cpu(monitor, node, core, deadline=deadline)
 
 
-async def plugged_cores(monitor: Monitor, node: int, *, deadline: float = 10.0) -> frozenset[int]:
+async def plugged_cores(monitor: Monitor, node: int, *, deadline: float = 30.0) -> frozenset[int]:
     """Return the cores of far node ``node`` that are plugged."""
     with translated("tell its vCPUs"):
         places = await commands.query_hotpluggable_cpus(monitor, deadline=deadline)

@@ -54,14 +54,14 @@ def plan_unplug(lease: str) -> list[dict[str, Any]]:
     ]
 
 
-async def open_way(monitor: Monitor, lease: str, socket: Path, *, deadline: float = 10.0) -> None:
+async def open_way(monitor: Monitor, lease: str, socket: Path, *, deadline: float = 30.0) -> None:
     """Make the host side of the guest's port: QEMU listens on ``socket``."""
     ids = gpu_ids(lease)
     with translated(f"make the way of {ids.device}"):
         await monitor.execute("chardev-add", _chardev(ids.chardev, socket), deadline=deadline)
 
 
-async def close_way(monitor: Monitor, lease: str, *, deadline: float = 10.0) -> None:
+async def close_way(monitor: Monitor, lease: str, *, deadline: float = 30.0) -> None:
     """Remove the host side of the guest's port; returns at once if it is not there."""
     ids = gpu_ids(lease)
     with translated(f"remove the way of {ids.device}"):

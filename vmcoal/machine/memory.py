@@ -70,7 +70,7 @@ async def ensure_unplugged(monitor: Monitor, device: str, backend: str, *, deadl
     await unplug_dimm(monitor, device, backend, deadline=deadline)
 
 
-async def find_dimm(monitor: Monitor, device: str, *, deadline: float = 10.0) -> Dimm:
+async def find_dimm(monitor: Monitor, device: str, *, deadline: float = 30.0) -> Dimm:
     """Return DIMM ``device`` with its guest physical address and size; raises `NotFoundError` if it is not plugged."""
     with translated("tell its memory devices"):
         devices = await commands.query_memory_devices(monitor, deadline=deadline)
@@ -80,7 +80,7 @@ async def find_dimm(monitor: Monitor, device: str, *, deadline: float = 10.0) ->
     raise NotFoundError(f"there is no DIMM {device}", hint="it has left the machine; see: vmcoal status")
 
 
-async def has_device(monitor: Monitor, device: str, *, deadline: float = 10.0) -> bool:
+async def has_device(monitor: Monitor, device: str, *, deadline: float = 30.0) -> bool:
     """Return whether a device of that id is plugged."""
     with translated("tell its devices"):
         return device in await commands.device_ids(monitor, deadline=deadline)

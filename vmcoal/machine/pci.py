@@ -61,7 +61,7 @@ async def unplug(monitor: Monitor, device: str, *, deadline: float) -> None:
     await remove_device(monitor, device, f"PCI device {device}", deadline=deadline)
 
 
-async def free_port(monitor: Monitor, far: FarNode, *, deadline: float = 10.0) -> str:
+async def free_port(monitor: Monitor, far: FarNode, *, deadline: float = 30.0) -> str:
     """Return the id of the first root port of ``far`` with nothing behind it; raises `ConflictError`."""
     for number in range(far.ports):
         port = port_id(far.node, number)
@@ -70,7 +70,7 @@ async def free_port(monitor: Monitor, far: FarNode, *, deadline: float = 10.0) -
     raise ConflictError(f"all {far.ports} PCI ports of node {far.node} are taken", hint="detach a device from it first")
 
 
-async def behind(monitor: Monitor, port: str, *, deadline: float = 10.0) -> list[str]:
+async def behind(monitor: Monitor, port: str, *, deadline: float = 30.0) -> list[str]:
     """Return the ids of the devices behind root port ``port``.
 
     Read from QEMU's objects: query-pci goes by the bus numbers that the firmware has yet to give.

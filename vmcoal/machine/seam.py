@@ -18,7 +18,7 @@ from vmcoal_qmp import Event, EventStream
 class Monitor(Protocol):
     """One QMP monitor. Errors are `vmcoal_qmp.QmpError`; a lost connection is `vmcoal_qmp.QmpDisconnectedError`."""
 
-    async def execute(self, command: str, arguments: dict[str, Any] | None = None, *, deadline: float = 10.0) -> Any:
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None, *, deadline: float = 30.0) -> Any:
         """Run one command and return its ``return`` value as plain data."""
 
     def events(

@@ -25,7 +25,7 @@ from vmcoal_qmp.types import (
 
 _EVENTS = ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR", "ACPI_DEVICE_OST")
 _RETRY = 0.25
-_COMMAND = 10.0
+_COMMAND = 30.0
 
 _REASONS = {
     OstStatus.FAILURE: "it failed",

@@ -60,7 +60,7 @@ async def plug(
         await pci.plug_into(monitor, port, _DRIVER, device, _props(far, backend, 0), deadline=max(1.0, clock.left))
 
 
-async def find(monitor: Monitor, device: str, *, deadline: float = 10.0) -> VirtioMem:
+async def find(monitor: Monitor, device: str, *, deadline: float = 30.0) -> VirtioMem:
     """Return virtio-mem ``device``; raises `NotFoundError` if it is not plugged."""
     with translated("tell its memory devices"):
         devices = await commands.query_memory_devices(monitor, deadline=deadline)
