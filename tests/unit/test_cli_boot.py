@@ -276,7 +276,12 @@ def test_the_memory_engine_of_a_vm_can_change(started: Started, kernel: str, mon
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("device x", "is no option of QEMU"), ("-S", "takes QEMU out of vmcoal's hands"), ("-name 'x", "No closing")],
+    [
+        ("device x", "is no option of QEMU"),
+        ("-S", "takes QEMU out of vmcoal's hands"),
+        ("-incoming defer", "is not live-migrated"),
+        ("-name 'x", "No closing"),
+    ],
 )
 def test_arguments_for_qemu_that_are_refused(started: Started, kernel: str, text: str, said: str) -> None:
     done = vmcoal("boot", "web", "--kernel", kernel, "--qemu-args", text)

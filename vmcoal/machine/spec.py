@@ -52,7 +52,7 @@ _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _CPU_MODEL = re.compile(r"[A-Za-z0-9_.,+=-]{1,256}")
 _DISPLAY = re.compile(r"none|gtk|sdl|vnc=\S+|spice=\S+")
 _RELEASE = re.compile(r"(\d+)\.(\d+)")
-_NOT_FOR_USERS = frozenset({"daemonize", "S", "incoming", "preconfig", "runas", "chroot", "run-with", "pidfile"})
+_NOT_FOR_USERS = frozenset({"daemonize", "S", "preconfig", "runas", "chroot", "run-with", "pidfile"})
 
 
 def bus_spacing(far_nodes: int) -> int:
@@ -265,6 +265,11 @@ def _check_qemu_args(arguments: Sequence[str]) -> None:
             f"{arguments[0]!r} is no option of QEMU", hint="write them as --qemu-args '-device virtio-balloon'"
         )
     for argument in arguments:
+        if re.match(r"--?incoming\b", argument):
+            raise UsageError(
+                f"{argument} in --qemu-args: a VM is not live-migrated, as what it borrows is plugged and leased here",
+                hint="detach all, shut it down, and boot its disk on the other host",
+            )
         if argument.lstrip("-") in _NOT_FOR_USERS and argument.startswith("-"):
             raise UsageError(
                 f"{argument} in --qemu-args takes QEMU out of vmcoal's hands",
