@@ -4,7 +4,9 @@
 It answers one host at a time on the virtio-serial port org.vmcoal.agent.0 with one line of JSON for each frame
 (docs/internals/agent-protocol.md). One process, one thread and one epoll loop; whatever the kernel may block on (going
 online and offline, PCI slots) runs in a forked worker that its own timer ends, so that no call holds up another.
-Needs Linux, Python 3.9 or later and nothing else.
+Needs Linux, Python 3.9 or later and nothing else. One file on purpose: it is carried into guests as a file of a
+cloud-init seed, of an initramfs, or by hand, where there is no package to install. From the top: frames, arguments,
+what /sys and /proc say, the calls that a worker does, and the sources of the loop with the commands and the port.
 """
 
 from __future__ import annotations
@@ -118,11 +120,6 @@ class FrameReader:
             self.dropping = True
         else:
             self.buffer += rest
-
-    def reset(self) -> None:
-        """Forget the line that is under way."""
-        self.buffer.clear()
-        self.dropping = False
 
 
 def small_int(text: str) -> int:

@@ -12,7 +12,7 @@ from vmcoal.model.link import LinkSample
 from vmcoal.model.machine import Accel, FarNode, KernelBoot, MachineSpec
 from vmcoal.model.units import GIB, MIB
 from vmcoal.policy.admission import admit
-from vmcoal.policy.distance import default_tiers, distance, fits_better, latency, link_distance, slit, summarize
+from vmcoal.policy.distance import default_tiers, distance, latency, link_distance, slit, summarize
 from vmcoal.policy.placement import check_headroom, choose_node, free_cores, pick_dimms
 
 pytestmark = pytest.mark.unit
@@ -89,11 +89,6 @@ def test_software_overhead_is_taken_out_and_jitter_kept() -> None:
     assert jittery.rtt == pytest.approx(0.003)
     busy = summarize(LinkSample((0.0005, 0.0040, 0.0090), 0.00003))
     assert busy.rtt == pytest.approx(0.00006)
-
-
-def test_hysteresis() -> None:
-    assert not fits_better(80, 120, 101)
-    assert fits_better(80, 120, 110)
 
 
 def spec(far: int = 4) -> MachineSpec:

@@ -19,7 +19,7 @@ from vmcoal.model.paging import LossPolicy, PagedRegion
 
 
 class EngineTraits(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine needs and what it survives; planning compares these, nothing else.
+    """What an engine needs and excludes; planning compares these, nothing else.
 
     ``largest_granular`` is the size in bytes up to which a granular device can be emptied, ``None`` for any; ``pages``:
     it is a `PagingEngine`; ``excludes`` what a machine must not have beside its memory; ``missing`` is the reason why
@@ -29,10 +29,6 @@ class EngineTraits(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     summary: str
     needs_kvm: bool = False
-    needs_userfaultfd: bool = False
-    needs_fuse: bool = False
-    survives_lender_loss: bool = False
-    survives_lender_restart: bool = False
     same_host_only: bool = False
     largest_granular: int | None = None
     pages: bool = False
@@ -46,7 +42,7 @@ class MemoryEngine(Protocol):
 
     @property
     def traits(self) -> EngineTraits:
-        """What the engine needs and survives."""
+        """What the engine needs and excludes."""
 
     def plan(self, lease: str, size: int) -> tuple[MemoryRegion, list[list[str]]]:
         """Return the region that `prepare` will make and the argv of its processes; changes nothing."""

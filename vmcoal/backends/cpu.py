@@ -9,8 +9,6 @@ from vmcoal.model.machine import Engine
 LOCAL = EngineTraits(
     name="local",
     summary="the vCPU runs on this host, on cores that a lender on this same host accounts for",
-    survives_lender_loss=True,
-    survives_lender_restart=True,
     same_host_only=True,
 )
 
@@ -18,7 +16,6 @@ FAR = EngineTraits(
     name="far",
     summary="the vCPU executes on the lender",
     needs_kvm=True,
-    needs_userfaultfd=True,
     missing="this release of vmcoal has no engine that executes a vCPU on the lender",
     remedy="attach memory from that lender, or vCPUs with --engine local from a lender on this host",
 )

@@ -65,12 +65,10 @@ class FuseEngine:
 
     @cached_property
     def traits(self) -> EngineTraits:
-        """What the engine needs and survives; the first look runs nbdkit (about 20 ms)."""
+        """What the engine needs and excludes; the first look runs nbdkit (about 20 ms)."""
         return EngineTraits(
             name="fuse",
             summary="the bytes are on the lender and are fetched page by page through FUSE and NBD",
-            needs_fuse=True,
-            survives_lender_restart=True,
             largest_granular=LARGEST_GRANULAR,
             excludes=(Feature.VFIO, Feature.LOCKED_MEMORY),
             missing=nbd.missing_client(),

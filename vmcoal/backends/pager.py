@@ -78,13 +78,11 @@ class PagerEngine:
 
     @cached_property
     def traits(self) -> EngineTraits:
-        """What the engine needs and survives; the first look asks the kernel for a userfaultfd."""
+        """What the engine needs and excludes; the first look asks the kernel for a userfaultfd."""
         obstacle = pager_obstacle(engine_facts())
         return EngineTraits(
             name="pager",
             summary="the bytes are sealed on the lender and are fetched page by page by userfaultfd and NBD",
-            needs_userfaultfd=True,
-            survives_lender_restart=True,
             pages=True,
             excludes=EXCLUDES,
             missing=obstacle.reason if obstacle else None,

@@ -74,7 +74,6 @@ class Controller:
         self._told = asyncio.Event()
         """Whoever started the controller knows why it failed."""
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._boot_text = ""
         self._server = ControlServer(
             folders.control_socket,
             {

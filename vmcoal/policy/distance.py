@@ -31,9 +31,6 @@ _TIERS: dict[int, tuple[int, ...]] = {
 }
 """Distances of the far nodes of a machine with that many; a lender gets the free node whose tier fits its link."""
 
-_TIER_MARGIN = 8
-"""Distances by which a link must be nearer to another tier before it is moved there (hysteresis)."""
-
 
 def distance(one_way: float) -> int:
     """Return the SLIT distance, 11 to 254, of a link of ``one_way`` seconds; at or below 100 ns it is 11.
@@ -96,8 +93,3 @@ def slit(distances: Sequence[int]) -> list[list[int]]:
     """
     size = len(distances)
     return [[LOCAL if i == j else max(distances[i], distances[j]) for j in range(size)] for i in range(size)]
-
-
-def fits_better(current: int, other: int, measured: int) -> bool:
-    """Return whether a link at ``measured`` should move from tier ``current`` to ``other``; with hysteresis."""
-    return abs(measured - other) + _TIER_MARGIN < abs(measured - current)
