@@ -214,6 +214,10 @@ class VmFolders(QemuFolders):
         """Return the Unix socket of the host side of a GPU lease's port."""
         return self.runtime / f"gpu-{lease}.sock"
 
+    def gpu_meter(self, lease: str) -> Path:
+        """Return the file in which the calls of a GPU lease are counted."""
+        return self.runtime / f"gpu-{lease}.meter"
+
     def mount(self, lease: str) -> Path:
         """Return the FUSE mount point of a memory lease."""
         return self.runtime / f"mem-{lease}"

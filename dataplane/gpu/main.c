@@ -13,7 +13,7 @@ enum { SILENCE = 10 };
 
 static const char usage[] =
 	"usage: vmcoal-gpu serve --key FILE --listen-fd N --command PATH --stream PATH [--silence SECONDS]\n"
-	"       vmcoal-gpu pump --key FILE --address HOST --port N --socket PATH [--silence SECONDS]\n"
+	"       vmcoal-gpu pump --key FILE --address HOST --port N --socket PATH [--meter FILE] [--silence SECONDS]\n"
 	"       vmcoal-gpu check --key FILE --address HOST --port N\n"
 	"\n"
 	"serve: on the lender, connect the streams of one borrower to the Unix sockets of a GPU server.\n"
@@ -24,6 +24,7 @@ static const char usage[] =
 	"  --listen-fd N     listening TCP socket\n"
 	"  --command PATH    the GPU server's sockets\n"
 	"  --stream PATH\n"
+	"  --meter FILE      count calls and bytes there (gpu/meter.h)\n"
 	"  --silence SECONDS an end that does not answer for so long is lost (10)\n";
 
 struct options {
@@ -39,6 +40,7 @@ static bool parse_options(int argc, char **argv, struct options *options)
 		{"command", required_argument, NULL, 'c'}, {"stream", required_argument, NULL, 's'},
 		{"address", required_argument, NULL, 'a'}, {"port", required_argument, NULL, 'p'},
 		{"socket", required_argument, NULL, 'u'},  {"silence", required_argument, NULL, 't'},
+		{"meter", required_argument, NULL, 'm'},
 		{NULL, 0, NULL, 0},
 	};
 
@@ -64,6 +66,9 @@ static bool parse_options(int argc, char **argv, struct options *options)
 			break;
 		case 'u':
 			options->pump.socket = optarg;
+			break;
+		case 'm':
+			options->pump.meter = optarg;
 			break;
 		case 't':
 			options->silence = atoi(optarg);

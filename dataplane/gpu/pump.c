@@ -13,6 +13,7 @@
 #include "bytes.h"
 #include "cleanup.h"
 #include "loop.h"
+#include "meter.h"
 
 enum { HOLD = 256 * 1024, PIECE = 64 * 1024, CONNECT_MS = 10000, EVERY_MS = 50 };
 
@@ -20,6 +21,7 @@ struct both {
 	int lender, port;
 	struct tls tls;
 	struct bytes out, in; /* to the lender, to the port */
+	struct meter meter;
 };
 
 static int complain(const char *what, const char *why)
@@ -118,8 +120,10 @@ static enum outcome to_lender(struct both *both, const char **why)
 			*why = count ? strerror(errno) : "it was closed";
 			return PORT_ENDED;
 		}
-		if (moved)
+		if (moved) {
+			meter_sent(&both->meter, room, (size_t)count);
 			bytes_added(&both->out, (size_t)count);
+		}
 		while (bytes_used(&both->out)) {
 			count = tls_write(&both->tls, bytes_front(&both->out), bytes_used(&both->out), why);
 			if (count < 0)
@@ -143,6 +147,8 @@ static enum outcome to_port(struct both *both, const char **why)
 
 		if (count < 0)
 			return LENDER_ENDED;
+		if (moved)
+			meter_came(&both->meter, room, (size_t)count);
 		bytes_added(&both->in, (size_t)count);
 		while (bytes_used(&both->in)) {
 			count = send(both->port, bytes_front(&both->in), bytes_used(&both->in), MSG_NOSIGNAL);
@@ -212,7 +218,10 @@ int pump_run(const struct pump *pump, const struct key *key)
 	} else if ((both.port = connect_port(pump->socket)) < 0) {
 		result = complain("the guest's port cannot be reached", strerror(errno));
 	} else {
+		if (pump->meter && !meter_open(&both.meter, pump->meter))
+			complain("nothing is counted", strerror(errno));
 		result = carry(&both);
+		meter_close(&both.meter);
 		close(both.port);
 	}
 	gnutls_bye(both.tls.session, GNUTLS_SHUT_WR);

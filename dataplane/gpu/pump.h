@@ -1,4 +1,4 @@
-/* The borrower's end: carries bytes between the lender and the host side of the guest's port, unseen. */
+/* The borrower's end: carries bytes between the lender and the host side of the guest's port, counted but not changed. */
 #pragma once
 
 #include "tls.h"
@@ -6,6 +6,7 @@
 struct pump {
 	const char *address, *port; /* of the lender */
 	const char *socket;	    /* Unix socket of the port's host side, or NULL: only try the lender's key */
+	const char *meter;	    /* file of counters, or NULL */
 	int silence;		    /* seconds after which a lender that does not answer is lost */
 };
 

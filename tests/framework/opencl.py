@@ -11,9 +11,11 @@ for name in ("Context", "CommandQueue", "ProgramWithSource", "Kernel", "Buffer")
 def good(code):
     if code:
         sys.exit(f"error {code}")
-platform, device, code = P(), P(), ctypes.c_int()
+platform, code = P(), ctypes.c_int()
 good(cl.clGetPlatformIDs(1, ctypes.byref(platform), None))
-good(cl.clGetDeviceIDs(platform, ctypes.c_uint64(0xFFFFFFFF), 1, ctypes.byref(device), None))
+found = (P * 16)()
+good(cl.clGetDeviceIDs(platform, ctypes.c_uint64(0xFFFFFFFF), 16, found, None))
+device = P(found[DEVICE])
 err = ctypes.byref(code)
 context = P(cl.clCreateContext(None, 1, ctypes.byref(device), None, None, err)); good(code.value)
 queue = P(cl.clCreateCommandQueue(context, device, ctypes.c_uint64(0), err)); good(code.value)
@@ -39,7 +41,7 @@ while len(sys.argv) > 1:
 """
 
 
-def opencl_add(count: int) -> str:
-    """Return a Python program that adds 41 to each of ``count`` numbers and prints ``right`` or ``wrong``; it ends with
+def opencl_add(count: int, device: int = 0) -> str:
+    """Return a Python program that adds 41 to each of ``count`` numbers, on one of its devices, and prints ``right`` or ``wrong``; it ends with
     ``error CODE`` where OpenCL gives one. With an argument it goes on adding until it is ended."""
-    return _ADD.replace("COUNT", str(count))
+    return _ADD.replace("COUNT", str(count)).replace("DEVICE", str(device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -40,6 +41,11 @@ async def test_a_gpu_comes_computes_and_goes(shed: Scene) -> None:
     (offer,) = (status.offer for status in [shed.lender("attic")])
     assert (offer.gpus_free, offer.gpus_total) == (0, 1)
     assert gpu.gpu.name in shed.run("status", "web").out
+    (seen,) = shed.status().gpus
+    assert seen.calls > 5
+    assert min(seen.bytes_in, seen.bytes_out) >= 4 << 16  # the numbers, there and back
+    assert 0 < sum(seen.latency) < seen.calls  # greetings have no time
+    assert f'vmcoal_gpu_calls_total{{gpu="{gpu.gpu.name}"' in shed.run("metrics", "web").out
     assert shed.detach("--gpu").gpus_removed == 1
     assert "0380" not in shed.shell("lspci -nn")
     assert shed.shell("ls /etc/OpenCL/vendors") == ""
@@ -63,3 +69,36 @@ async def test_a_program_gets_an_error_when_the_lender_is_lost(shed: Scene) -> N
     assert not shed.status().degraded
     assert shed.python(KERNEL) == "right\n"
     shed.detach("--gpu")
+
+
+async def test_two_lenders_at_once_and_one_of_them_goes(shed: Scene) -> None:
+    await device()
+    shed.run("lend", "--name", "cellar", "--gpu", "auto", "--listen", "127.0.0.1:0")
+    shed.pair("cellar")
+    for lender in ("attic", "cellar"):
+        shed.attach("--from", lender, "--gpu")
+    # The client lists them by the names of their ports.
+    first, second = sorted((gpu.device, at.lender) for at in shed.status().attachments for gpu in at.gpus)
+    both = [opencl_add(1 << 12, number) for number in range(2)]
+    assert [shed.python(program) for program in both] == ["right\n"] * 2
+    with contextlib.ExitStack() as stack:
+        loser, keeper = (
+            stack.enter_context(shed.spawn("exec", "web", "--", "python3", "-c", program, "forever"))
+            for program in both
+        )
+        for program in (loser, keeper):
+            assert program.stdout
+            assert program.stdout.readline() == b"right\n"
+        shed.detach("--gpu", "--from", first[1])
+        _, err = loser.communicate(timeout=60)
+        assert b"error -" in err
+        assert keeper.poll() is None
+        (left,) = [gpu.device for at in shed.status().attachments for gpu in at.gpus]
+        assert left == second[0]
+        calls = shed.status().gpus[0].calls
+        until(lambda: shed.status().gpus[0].calls > calls, "the other program going on")
+        assert keeper.poll() is None
+        keeper.kill()
+        keeper.communicate()
+    assert shed.python(both[0]) == "right\n"
+    shed.detach("--gpu", "--from", second[1])

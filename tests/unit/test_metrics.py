@@ -13,10 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vmcoal.errors import ConflictError, PrerequisiteError, UsageError, VmcoalError
 from vmcoal.metrics.controller import ControllerMetrics
+from vmcoal.metrics.gpu import SERIES as GPU_SERIES
+from vmcoal.metrics.gpu import GpuCollector
 from vmcoal.metrics.http import check_address, parse_address
 from vmcoal.metrics.lender import LenderMetrics
-from vmcoal.metrics.paging import SERIES, PagingCollector
-from vmcoal.model.activity import PagingActivity, StoreActivity, percentile
+from vmcoal.metrics.paging import SERIES, PagingCollector, Series
+from vmcoal.model.activity import GpuActivity, PagingActivity, StoreActivity, percentile
 from vmcoal.model.attachment import (
     AttachedCpu,
     AttachedMemory,
@@ -46,7 +48,7 @@ def documented(section: str) -> dict[str, tuple[str, frozenset[str]]]:
 def existing(registry: CollectorRegistry, common: frozenset[str]) -> dict[str, tuple[str, frozenset[str]]]:
     found = {}
     for collector in set(registry._collector_to_names):
-        if isinstance(collector, PagingCollector):
+        if isinstance(collector, PagingCollector | GpuCollector):
             continue
         name, kind = collector._name, collector._type  # type: ignore[attr-defined]
         labels = frozenset(collector._labelnames) - common  # type: ignore[attr-defined]
@@ -58,12 +60,37 @@ def test_the_controllers_metrics_are_documented() -> None:
     assert existing(ControllerMetrics("web").registry, frozenset({"vm"})) == documented("Controller")
 
 
-def test_the_page_engines_metrics_are_documented() -> None:
+@pytest.mark.parametrize(("all_series", "section"), [(SERIES, "Page engine"), (GPU_SERIES, "GPUs")])
+def test_what_others_count_is_documented(all_series: tuple[Series, ...], section: str) -> None:
     found = {
         f"{series.name}_total" if series.kind == "counter" else series.name: (series.kind, frozenset(series.labels))
-        for series in SERIES
+        for series in all_series
     }
-    assert found == documented("Page engine")
+    assert found == documented(section)
+
+
+def test_attached_gpus_are_exposed() -> None:
+    seen = GpuActivity(
+        lease="g1", lender="attic", name="card", bytes_out=5, bytes_in=7, calls=3, failed=1, busy=2.0, attached=8.0,
+        latency=(0, 2, 1),
+    )  # fmt: skip
+    assert seen.utilization == 0.25
+    text = ControllerMetrics("web").exposition(msgspec.structs.replace(STATUS, gpus=(seen,)))
+    samples = {
+        (sample.name, sample.labels.get("outcome") or sample.labels.get("direction") or sample.labels.get("le")): (
+            sample.value
+        )
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.labels.get("lease") == "g1"
+    }
+    assert samples["vmcoal_gpu_calls_total", "ok"] == 2
+    assert samples["vmcoal_gpu_calls_total", "failed"] == 1
+    assert samples["vmcoal_gpu_bytes_total", "in"] == 7
+    assert samples["vmcoal_gpu_bytes_total", "out"] == 5
+    assert samples["vmcoal_gpu_busy_seconds_total", None] == 2
+    assert samples["vmcoal_gpu_call_seconds_count", None] == 3
+    assert samples["vmcoal_gpu_call_seconds_bucket", "2e-06"] == 2
 
 
 def test_the_rules_use_metrics_that_exist() -> None:

@@ -7,6 +7,7 @@ when either side does, and is not started again: the lender has freed what the p
 from __future__ import annotations
 
 import contextlib
+import struct
 from pathlib import Path
 
 from vmcoal.backends import nbd
@@ -19,6 +20,7 @@ from vmcoal.model.gpu import GpuServer
 
 NAME = "opencl"
 _LOG_LIMIT = 64 * 1024
+_METER, _METER_VERSION = struct.Struct("<30Q"), 1
 
 
 def child_id(lease: str) -> str:
@@ -26,9 +28,10 @@ def child_id(lease: str) -> str:
     return f"{lease}.gpu"
 
 
-def pump_argv(address: str, port: int, psk_file: Path, socket: Path) -> list[str]:
-    """Return the command line of the process; ``socket`` is the host side of the guest's port (QEMU listens)."""
-    return [*_to_lender("pump", address, port, psk_file), "--socket", str(socket)]
+def pump_argv(address: str, port: int, psk_file: Path, socket: Path, meter: Path) -> list[str]:
+    """Return the command line of the process; ``socket`` is the host side of the guest's port (QEMU listens), ``meter``
+    the file that it counts in."""
+    return [*_to_lender("pump", address, port, psk_file), "--socket", str(socket), "--meter", str(meter)]
 
 
 def _to_lender(mode: str, address: str, port: int, psk_file: Path) -> list[str]:
@@ -70,7 +73,7 @@ async def start(
     await holder.spawn(
         ChildSpec(
             id=child_id(lease),
-            argv=pump_argv(address, server.port, key, folders.gpu_socket(lease)),
+            argv=pump_argv(address, server.port, key, folders.gpu_socket(lease), folders.gpu_meter(lease)),
             env=nbd.child_env(),
             stdout=log,
             stderr=log,
@@ -86,8 +89,20 @@ async def stop(holder: Holder, folders: VmFolders, lease: str) -> None:
         await holder.forget(child_id(lease))
     nbd.remove_file(psk_file(folders, lease))
     nbd.remove_file(folders.gpu_socket(lease))  # QEMU removes it where it still can
+    nbd.remove_file(folders.gpu_meter(lease))
     for suffix in ("log", "log.1"):
         nbd.remove_file(folders.state / f"{child_id(lease)}.{suffix}")
+
+
+def counted(folders: VmFolders, lease: str) -> tuple[int, ...]:
+    """Return bytes to and from the lender, calls, failed calls, microseconds busy, and the buckets of latency; nothing
+    where the process has not begun to count (dataplane/gpu/meter.h)."""
+    try:
+        page = folders.gpu_meter(lease).read_bytes()
+        version, *numbers = _METER.unpack(page)
+    except (OSError, struct.error):
+        return ()
+    return tuple(numbers) if version == _METER_VERSION else ()
 
 
 async def runs(holder: Holder, lease: str) -> bool:

@@ -14,7 +14,7 @@ from vmcoal.cli.output import gpu_name, print_json, table, vcpus
 from vmcoal.cli.params import output_option, resolve_vm, vm_argument
 from vmcoal.cli.vm import offline_status, status_of, vm_call
 from vmcoal.errors import VmcoalError
-from vmcoal.model.activity import PagingActivity, StoreActivity, percentile
+from vmcoal.model.activity import GpuActivity, PagingActivity, StoreActivity, percentile
 from vmcoal.model.attachment import AttachedCpu, AttachedGpu, AttachedMemory, Attachment
 from vmcoal.model.paging import HOME, LOCAL
 from vmcoal.model.status import NodeStatus, VmStatus
@@ -153,6 +153,8 @@ def vm_text(status: VmStatus) -> str:
         parts += ["", table(("LENDER", "NODE", "RTT", "WHAT", "ENGINE", "STATE", "LEASE"), rows)]
     if status.paging is not None:
         parts += ["", *paging_lines(status.paging)]
+    if status.gpus:
+        parts += ["", table(_GPU_HEADER, map(_gpu_row, status.gpus))]
     if status.exit:
         said = str(status.exit.get("stderr") or "").splitlines()
         how = "was killed by signal" if status.exit.get("state") == "signaled" else "ended with exit code"
@@ -204,6 +206,17 @@ def paging_lines(paging: PagingActivity) -> list[str]:
         *(f"  {label + ':':<14}{text}" for label, text in facts if text),
         *(["", table(header, rows)] if rows else []),
     ]
+
+
+_GPU_HEADER = ("LENDER", "GPU", "CALLS", "FAILED", "BYTES OUT", "BYTES IN", "IN USE", "CALL P50/P99 AT THE LENDER")
+
+
+def _gpu_row(seen: GpuActivity) -> tuple[str, ...]:
+    p50, p99 = (percentile(seen.latency, fraction) for fraction in (0.5, 0.99))
+    took = f"< {format_duration(p50)} / {format_duration(p99)}" if p50 and p99 else "-"
+    used = "-" if seen.utilization is None else f"{seen.utilization * 100:.3g} %"
+    moved = (format_size(seen.bytes_out), format_size(seen.bytes_in))
+    return seen.lender, printable(seen.name), str(seen.calls), str(seen.failed), *moved, used, took
 
 
 def _who(lender: str) -> str:

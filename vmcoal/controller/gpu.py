@@ -23,6 +23,7 @@ from vmcoal.guest import gpu as guest_gpu
 from vmcoal.guest.channel import Agent
 from vmcoal.machine import gpu, pci
 from vmcoal.machine.names import gpu_ids
+from vmcoal.model.activity import GpuActivity
 from vmcoal.model.attachment import AttachmentState, Step
 from vmcoal.model.gpu import GpuDevice
 from vmcoal.model.lease import ResourceKind
@@ -67,7 +68,7 @@ async def check(vm: Vm, far: FarNode) -> None:
 def plan(vm: Vm, far: FarNode, device: GpuDevice, lender: str, lease: str) -> list[Step]:
     """Return the steps of `attach` for the next GPU that ``lender`` offers."""
     socket = vm.folders.gpu_socket(lease)
-    argv = opencl.pump_argv("<lender>", 0, opencl.psk_file(vm.folders, lease), socket)
+    argv = opencl.pump_argv("<lender>", 0, opencl.psk_file(vm.folders, lease), socket, vm.folders.gpu_meter(lease))
     return [
         Step("lease GPU", f"lease {describe(device)} (engine {opencl.NAME})", lender),
         Step("way", "carry the calls to the lender", "this host", ({"argv": argv},)),
@@ -214,6 +215,30 @@ async def lost(vm: Vm, loan: Loan) -> None:
     vm.book.put(
         msgspec.structs.replace(current, state=AttachmentState.DEGRADED, problem=problem, device=device, address="")
     )
+
+
+def activity(vm: Vm) -> tuple[GpuActivity, ...]:
+    """Return what the attached GPUs do, as far as it is counted."""
+    found = []
+    for loan in vm.book:
+        counted = opencl.counted(vm.folders, loan.id) if loan.is_gpu and loan.device else ()
+        if counted:
+            bytes_out, bytes_in, calls, failed, busy, *latency = counted
+            found.append(
+                GpuActivity(
+                    lease=loan.id,
+                    lender=loan.lease.lender,
+                    name=loan.gpu.name if loan.gpu else "",
+                    bytes_out=bytes_out,
+                    bytes_in=bytes_in,
+                    calls=calls,
+                    failed=failed,
+                    busy=busy / 1e6,
+                    attached=max(0.0, time.time() - loan.since),
+                    latency=tuple(latency),
+                )
+            )
+    return tuple(found)
 
 
 async def settle(vm: Vm, loan: Loan) -> bool:

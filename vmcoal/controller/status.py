@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmcoal.controller import gpu
 from vmcoal.controller.guard import held
 from vmcoal.controller.loans import attachments
 from vmcoal.controller.paging import paging
@@ -63,6 +64,7 @@ async def vm_status(vm: Vm, *, controller_pid: int) -> VmStatus:
         nodes=_nodes(vm, plugged, guest),
         attachments=attachments(vm.book, vm.spec),
         paging=activity,
+        gpus=gpu.activity(vm),
         operation=vm.operation,
     )
 

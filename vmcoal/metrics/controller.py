@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from vmcoal.metrics.gpu import GpuCollector
 from vmcoal.metrics.paging import PagingCollector
 from vmcoal.model.attachment import AttachRequest
 from vmcoal.model.status import VmStatus
@@ -31,7 +32,9 @@ class ControllerMetrics:
         self._distance = gauge("node_distance", "SLIT distance of the far node a lender is bound to", "lender", "node")
         self._engine = gauge("memory_engine", "1 for the engine that borrowed memory comes through", "engine")
         self._paging = PagingCollector(vm)
+        self._gpus = GpuCollector(vm)
         self.registry.register(self._paging)
+        self.registry.register(self._gpus)
         self._plug = Histogram(
             "vmcoal_plug_seconds",
             "From the first QMP command until the guest uses it",
@@ -83,6 +86,7 @@ class ControllerMetrics:
         self._up.labels(vm).set(status.state in ("running", "paused"))
         self._degraded.labels(vm).set(len(status.degraded))
         self._paging.activity = status.paging
+        self._gpus.activities = status.gpus
         for family in (self._engine, self._agent, self._leases, self._memory, self._cpus, self._rtt, self._distance):
             family.clear()
         self._agent.labels(vm, status.agent).set(status.agent != "none")

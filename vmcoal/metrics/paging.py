@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from vmcoal.model.activity import PagingActivity
 
 _BUCKETS = 24
-"""The pager's: reads of less than 1, 2, 4 … 2^22 µs, and the rest."""
+"""Of the pager and of what carries GPU calls: less than 1, 2, 4 … 2^22 µs, and the rest."""
 
 
 class Series(NamedTuple):
@@ -51,7 +51,7 @@ class PagingCollector(Collector):
 
     def describe(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily]:
         """Return every family without a sample, so that registering it asks for nothing."""
-        return [_family(series) for series in SERIES]
+        return [family_of(series) for series in SERIES]
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily]:
         """Return every family with what the activity says."""
@@ -60,10 +60,10 @@ class PagingCollector(Collector):
             return
         values = _values(seen)
         for series in SERIES:
-            family = _family(series)
+            family = family_of(series)
             if isinstance(family, HistogramMetricFamily):
                 for store in seen.stores:
-                    buckets, total = _histogram(store.latency)
+                    buckets, total = buckets_of(store.latency)
                     family.add_metric([self._vm, store.lender, store.region], buckets, total)
             else:
                 for labels, value in values[series.name]:
@@ -71,7 +71,8 @@ class PagingCollector(Collector):
             yield family
 
 
-def _family(series: Series) -> GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily:
+def family_of(series: Series) -> GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily:
+    """Return a family without a sample."""
     labels = ["vm", *series.labels]
     if series.kind == "gauge":
         return GaugeMetricFamily(series.name, series.text, labels=labels)
@@ -107,7 +108,7 @@ def _values(seen: PagingActivity) -> dict[str, list[tuple[tuple[str, ...], float
     }
 
 
-def _histogram(latency: Sequence[int]) -> tuple[list[tuple[str, float]], float]:
+def buckets_of(latency: Sequence[int]) -> tuple[list[tuple[str, float]], float]:
     """Return Prometheus' cumulative buckets, and the sum as far as the buckets tell it: each read at three quarters of
     its bucket's upper bound, the middle of the bucket."""
     buckets: list[tuple[str, float]] = []

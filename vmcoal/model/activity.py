@@ -67,6 +67,31 @@ class PagingActivity(msgspec.Struct, frozen=True, kw_only=True):
         return sum(region.lost for region in self.regions.values())
 
 
+class GpuActivity(msgspec.Struct, frozen=True, kw_only=True):
+    """What went to and from one attached GPU since it was attached, counted where it passes this host.
+
+    ``bytes_out`` went to the lender, ``bytes_in`` came; ``calls`` were answered, ``failed`` of them with an error.
+    ``busy``: seconds in which at least one call was under way at the lender, and ``latency[i]`` counts calls that took
+    it less than 2**i µs and not less than half of that: both as the lender tells, without the link.
+    """
+
+    lease: str
+    lender: str
+    name: str
+    bytes_out: int = 0
+    bytes_in: int = 0
+    calls: int = 0
+    failed: int = 0
+    busy: float = 0.0
+    attached: float = 0.0
+    latency: tuple[int, ...] = ()
+
+    @property
+    def utilization(self) -> float | None:
+        """Part of the ``attached`` seconds in which the lender was busy with its calls."""
+        return min(1.0, self.busy / self.attached) if self.attached > 0 else None
+
+
 class PageFetch(msgspec.Struct, frozen=True, kw_only=True):
     """How long single pages took from a lender into ``vm``, in seconds, ``pages`` of them, one at a time."""
 

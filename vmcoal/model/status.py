@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from vmcoal.model.activity import PagingActivity
+from vmcoal.model.activity import GpuActivity, PagingActivity
 from vmcoal.model.attachment import Attachment
 from vmcoal.model.engine import EngineChoice
 from vmcoal.model.machine import Accel, CpuMode
@@ -29,7 +29,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
 class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One VM. ``state``: running | paused | starting | stopped | failed | unknown; ``degraded``: what is wrong, each
     with its next step; ``agent``: vmcoal | qemu-guest-agent | none; ``memory_engine``: what brings borrowed memory, and
-    ``paging`` what it does where that is the page engine and memory is borrowed."""
+    ``paging`` what it does where that is the page engine and memory is borrowed; ``gpus`` what attached GPUs do."""
 
     name: str
     state: str
@@ -52,5 +52,6 @@ class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeStatus, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     paging: PagingActivity | None = None
+    gpus: tuple[GpuActivity, ...] = ()
     operation: str | None = None
     exit: dict[str, Any] | None = None
