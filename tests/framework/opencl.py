@@ -42,6 +42,7 @@ while len(sys.argv) > 1:
 
 
 def opencl_add(count: int, device: int = 0) -> str:
-    """Return a Python program that adds 41 to each of ``count`` numbers, on one of its devices, and prints ``right`` or ``wrong``; it ends with
-    ``error CODE`` where OpenCL gives one. With an argument it goes on adding until it is ended."""
+    """Return a Python program that adds 41 to each of ``count`` numbers on its ``device``, counted from 0, and prints
+    ``right`` or ``wrong``; it ends with ``error CODE`` where OpenCL gives one. With an argument it goes on adding until
+    it is ended."""
     return _ADD.replace("COUNT", str(count)).replace("DEVICE", str(device))
