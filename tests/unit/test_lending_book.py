@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,62 @@ async def test_a_lender_that_runs_long_keeps_its_journal_short(tmp_path: Path, m
     assert kept.lease.id in left
     assert len(left) < 60
     journal.close()
+
+
+async def test_a_borrower_that_reports_for_ever_does_not_fill_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmcoal.lending.journal.KEPT_ROWS", 50)
+    monkeypatch.setattr("vmcoal.lending.desk.KEPT_ROWS", 50)
+    journal = LenderJournal(tmp_path / "j")
+    servers: Any = None
+    book = make_book(record=lambda *change: desk.record(*change))
+    desk = Desk(book, journal, servers, servers, metrics=LenderMetrics("den"))
+    other, lease = active(book, token="o"), active(book).lease
+    for _ in range(200):
+        book.report(1.0, lease.id, lease.epoch, "ann", "drain")
+        book.report(1.0, lease.id, lease.epoch, "ann", "plugged")
+    assert len(journal.history(lease.id)) <= 101
+    again = {entry.lease.id: entry.lease.state for entry in journal.load()}
+    assert again == {lease.id: S.ACTIVE, other.lease.id: S.ACTIVE}
+    journal.close()
+
+
+def test_a_damaged_row_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    journal = LenderJournal(tmp_path / "j")
+    book = make_book(record=journal.append)
+    used, other = active(book), active(book, token="o")
+    journal.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "j", isolation_level=None)) as file:
+        file.execute(
+            "UPDATE log SET entry = x'00ff' WHERE seq = (SELECT MAX(seq) FROM log WHERE lease = ?)", (used.lease.id,)
+        )
+    journal = LenderJournal(tmp_path / "j")
+    found = {entry.lease.id: entry.lease.state for entry in journal.load()}
+    assert found == {used.lease.id: S.ATTACHING, other.lease.id: S.ACTIVE}
+    journal.close()
+
+
+def test_a_damaged_journal_is_told_without_a_traceback(tmp_path: Path) -> None:
+    journal = LenderJournal(tmp_path / "j")
+    book = make_book(memory=1 << 40, record=journal.append)
+    for n in range(60):
+        active(book, token=str(n), borrower=f"b{n}")
+    journal.close()
+    size = (tmp_path / "j").stat().st_size
+    with (tmp_path / "j").open("r+b") as file:
+        for page in range(4096, size, 4096):
+            file.seek(page)
+            file.write(b"\xa5" * 4096)
+    with pytest.raises(PrerequisiteError, match="journal"):
+        LenderJournal(tmp_path / "j").load()
+
+
+def test_no_lease_takes_the_id_of_another() -> None:
+    ids = iter(["a1", "g1", "a1", "a1", "a2", "g2"])
+    book = LeaseBook("den", Capacity(4, 100 * MIB), new_id=lambda: next(ids))
+    one, two = ask(book, token="1"), ask(book, token="2")
+    assert [entry.lease.id for entry in book.entries()] == [one.lease.id, two.lease.id] == ["ma1", "ma2"]
 
 
 def test_journal_that_cannot_be_used(tmp_path: Path) -> None:

@@ -151,8 +151,11 @@ class LeaseBook:
                 host=self.lender,
                 hint="detach something first, or attach more at once",
             )
+        name = f"{kind.value[0]}{self._new_id()}"
+        while name in self._entries:  # ids are short, and a borrower may ask millions of times
+            name = f"{kind.value[0]}{self._new_id()}"
         lease = Lease(
-            id=f"{kind.value[0]}{self._new_id()}",
+            id=name,
             kind=kind,
             amount=amount,
             committed=committed,

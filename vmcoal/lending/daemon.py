@@ -156,10 +156,10 @@ class Lender:
     # Start
 
     async def _capacity(self, journal: LenderJournal, entries: list[Entry]) -> Capacity:
-        wanted, said = self._settings.capacity, journal.get("capacity")
+        wanted = self._settings.capacity
         gpus = self._settings.gpus
         if wanted is None:
-            wanted = msgspec.json.decode(said, type=Capacity) if said else Capacity(0, 0)
+            wanted = journal.read("capacity", Capacity) or Capacity(0, 0)
             gpus = gpus or journal.get("gpus")
         # Devices come and go with drivers, so they are looked for at each start.
         gpus = gpus or "none"
@@ -169,9 +169,7 @@ class Lender:
         return check_capacity(wanted, reserved=reserved)
 
     def _listen(self, journal: LenderJournal) -> socket.socket:
-        wanted, said = self._settings.listen, journal.get("listen")
-        if wanted is None:
-            wanted = msgspec.json.decode(said, type=tuple[str, int]) if said else ("", DEFAULT_PORT)
+        wanted = self._settings.listen or journal.read("listen", tuple[str, int]) or ("", DEFAULT_PORT)
         return _bind(*wanted, option="--listen")
 
     async def _open_holder(self) -> None:

@@ -6,15 +6,19 @@ runtime folder. Each row is a whole entry, so the newest row of a lease is its s
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from vmcoal.errors import ExecutionError, PrerequisiteError
 from vmcoal.lending.entry import Entry
 from vmcoal.model.lease import LeaseEvent
+
+T = TypeVar("T")
 
 VERSION = 1
 KEPT_ROWS = 2000
@@ -46,11 +50,7 @@ class LenderJournal:
             self._db.executescript(_SCHEMA)
             version = int(self.get("version") or VERSION)
         except (sqlite3.Error, ValueError) as error:
-            raise PrerequisiteError(
-                f"cannot use the journal {path}: {error}",
-                hint="check the folder's owner, mode and free space; a broken journal can be moved away once "
-                "nothing is lent",
-            ) from error
+            raise _broken(path, error) from error
         if version > VERSION:
             self.close()
             raise PrerequisiteError(
@@ -71,17 +71,16 @@ class LenderJournal:
             ) from error
 
     def load(self) -> list[Entry]:
-        """Return the newest entry of each lease, in the order of their grants; unreadable entries are skipped."""
-        rows = self._db.execute(
-            "SELECT entry FROM log WHERE seq IN (SELECT MAX(seq) FROM log GROUP BY lease) ORDER BY seq"
-        )
-        entries = []
-        for (blob,) in rows:
-            try:
-                entries.append(msgspec.json.decode(blob, type=Entry))
-            except msgspec.MsgspecError:
-                continue
-        return sorted(entries, key=lambda entry: entry.lease.epoch)
+        """Return the newest entry of each lease that can be read, in the order of their grants: of a lease that ended
+        since, what it had is found gone. Raises `PrerequisiteError` for a broken journal."""
+        newest: dict[str, Entry] = {}
+        try:
+            for lease, blob in self._db.execute("SELECT lease, entry FROM log ORDER BY seq"):
+                with contextlib.suppress(msgspec.MsgspecError, TypeError):
+                    newest[lease] = msgspec.json.decode(blob, type=Entry)
+        except sqlite3.Error as error:
+            raise _broken(self.path, error) from error
+        return sorted(newest.values(), key=lambda entry: entry.lease.epoch)
 
     def history(self, lease: str) -> list[tuple[float, str | None, Entry]]:
         """Return (wall-clock time, event, entry) of all rows of ``lease``, the oldest first."""
@@ -89,12 +88,13 @@ class LenderJournal:
         return [(at, event, msgspec.json.decode(blob, type=Entry)) for at, event, blob in rows]
 
     def prune(self, keep: set[str]) -> None:
-        """Drop all but the newest `KEPT_ROWS` rows, and never a row of the leases in ``keep``; raises
-        `ExecutionError`."""
+        """Drop all but the newest `KEPT_ROWS` rows, and never the newest row of the leases in ``keep``; raises
+        `ExecutionError`. A borrower makes as many rows of a lease as it likes."""
         marks = ",".join("?" * len(keep))
+        newest = f"SELECT MAX(seq) FROM log WHERE lease IN ({marks}) GROUP BY lease"  # noqa: S608
         try:
             self._db.execute(
-                f"DELETE FROM log WHERE seq <= (SELECT MAX(seq) FROM log) - ? AND lease NOT IN ({marks})",  # noqa: S608
+                f"DELETE FROM log WHERE seq <= (SELECT MAX(seq) FROM log) - ? AND seq NOT IN ({newest})",  # noqa: S608
                 (KEPT_ROWS, *sorted(keep)),
             )
         except sqlite3.Error as error:
@@ -104,9 +104,21 @@ class LenderJournal:
         self.appended = 0
 
     def get(self, key: str) -> str | None:
-        """Return a fact about the lender itself (``epoch``, ``cordoned``, ``boot_id``), or ``None``."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        """Return a fact about the lender itself (``epoch``, ``cordoned``, ``boot_id``), or ``None``; raises
+        `PrerequisiteError` for a broken journal."""
+        try:
+            row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise _broken(self.path, error) from error
         return None if row is None else str(row[0])
+
+    def read(self, key: str, kind: type[T]) -> T | None:
+        """Return a fact that is written as JSON, as ``kind``; raises as `get`."""
+        said = self.get(key)
+        try:
+            return None if said is None else msgspec.json.decode(said, type=kind)
+        except msgspec.MsgspecError as error:
+            raise _broken(self.path, error) from error
 
     def set(self, key: str, value: str) -> None:
         """Write a fact about the lender itself; raises `ExecutionError`."""
@@ -122,3 +134,10 @@ class LenderJournal:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def _broken(path: Path, error: Exception) -> PrerequisiteError:
+    return PrerequisiteError(
+        f"cannot use the journal {path}: {error}",
+        hint="check the folder's owner, mode and free space; a broken journal can be moved away once nothing is lent",
+    )
