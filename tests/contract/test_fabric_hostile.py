@@ -19,7 +19,7 @@ from framework.hostile_peers import HostileLender, RawBorrower, raw_client
 from vmcoal.errors import ConflictError, DeadlineError, PrerequisiteError, RefusedError, UnreachableError, VmcoalError
 from vmcoal.fabric import channel
 from vmcoal.fabric import messages as m
-from vmcoal.fabric.identity import load_identity
+from vmcoal.fabric.identity import BorrowerRecord, load_identity
 from vmcoal.fabric.server import Limits, Peer
 from vmcoal.fabric.session import LenderSession
 from vmcoal.model.lease import ResourceKind
@@ -427,6 +427,35 @@ async def test_a_key_is_guessed_only_a_few_times_for_each_connection(pair: Pair,
 
 
 # Strangers before login
+
+
+async def test_one_borrower_does_not_take_all_sessions(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir(mode=0o700)
+    other = load_identity(tmp_path / "other" / "identity")
+    pair.known[other.public] = BorrowerRecord(
+        name="ann", public_key=other.public, grants=tuple(ResourceKind), paired_at=0.0
+    )
+    async with pair.serving(SmallLender(), limits=Limits(sessions_by_borrower=2)) as server:
+        record = pair.record(server.port)
+        mine = [await LenderSession.connect(record, pair.borrower, "vm1") for _ in range(2)]
+        with pytest.raises(UnreachableError):
+            await LenderSession.connect(record, pair.borrower, "vm1")
+        theirs = await LenderSession.connect(record, other, "vm1")
+        assert await theirs.ping() > 0
+        for session in [*mine, theirs]:
+            assert await session.ping() > 0
+            await session.close()
+
+
+async def test_a_borrowers_last_words_are_one_line_of_the_log(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    async with (
+        pair.serving(SmallLender()) as server,
+        RawBorrower.connected(pair.borrower, server.port) as borrower,
+    ):
+        borrower.send(b'{"type":"Refuse","id":0,"error":{"kind":"X","message":"bye\\n2026 INFO lent \\u001b[2J"}}\n')
+        await asyncio.wait_for(borrower.until_closed(), 10)
+    (said,) = [record.getMessage() for record in caplog.records if "ended its session" in record.getMessage()]
+    assert said.endswith("bye 2026 INFO lent ?[2J")
 
 
 async def test_a_slow_stranger_is_cut_off_and_others_get_in(pair: Pair) -> None:

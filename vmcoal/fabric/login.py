@@ -15,7 +15,7 @@ from vmcoal.fabric.identity import BorrowerRecord
 from vmcoal.fabric.messages import PROTOCOL, FromBorrower, Hello, Ping, Pong, Refuse, Welcome
 from vmcoal.fabric.peer import Peer
 from vmcoal.fabric.probe import same_boot
-from vmcoal.fabric.wire import ProtocolBreach, check_version, decode_from_borrower
+from vmcoal.fabric.wire import ProtocolBreach, check_version, clean, decode_from_borrower
 
 if TYPE_CHECKING:
     from vmcoal.fabric.server import FabricServer
@@ -45,6 +45,11 @@ class Login(asyncssh.SSHServer):
     def waiting(self) -> bool:
         """Whether it counts against what strangers may take: it has not logged in, or only to pair."""
         return not self.logged_in or self._stranger is not None
+
+    @property
+    def borrower(self) -> str | None:
+        """The name of the borrower whose key it showed."""
+        return self._borrower.name if self._borrower is not None else None
 
     @property
     def spoke(self) -> bool:
@@ -92,6 +97,9 @@ class Login(asyncssh.SSHServer):
     def auth_completed(self) -> None:
         """Note the login; the session must begin soon."""
         self.logged_in = True
+        if self._borrower is not None and not self._server.has_room(self):
+            asyncio.get_running_loop().call_soon(self.abort)
+            return
         seconds = self._server.limits.hello_seconds
         self._timer = asyncio.get_running_loop().call_later(seconds, self._late, seconds)
 
@@ -131,7 +139,7 @@ class Login(asyncssh.SSHServer):
             case Hello():
                 raise ProtocolBreach("a second Hello")
             case Refuse(error=error):
-                log.warning("%r ended its session: %s", self._peer, error.message)
+                log.warning("%r ended its session: %s", self._peer, clean(error.message))
                 self._end()
                 return None
         return message

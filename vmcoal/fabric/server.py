@@ -38,13 +38,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What peers may cost.
 
     ``waiting`` connections that have not logged in, or only to pair, in all and ``waiting_by_source`` (an IPv4 address
-    or an IPv6 /64); ``sessions`` logged in; after ``failures`` failed logins within ``failure_seconds`` a source is not
+    or an IPv6 /64); ``sessions`` logged in, and ``sessions_by_borrower`` of one key; after ``failures`` failed logins within ``failure_seconds`` a source is not
     heard until they are older; ``login_seconds`` to log in, ``hello_seconds`` from there to `Hello`.
     """
 
     waiting: int = 32
     waiting_by_source: int = 8
     sessions: int = 256
+    sessions_by_borrower: int = 64
     failures: int = 20
     failure_seconds: float = 60.0
     login_seconds: float = 10.0
@@ -176,6 +177,14 @@ class FabricServer:
         else:
             log.warning("too many connections or failed logins: one from %s was not heard", connection.source)
         return admitted
+
+    def has_room(self, connection: Login) -> bool:
+        """Return whether a borrower that has just logged in may stay: one alone must not take all the sessions."""
+        beside = sum(other.borrower == connection.borrower and other.logged_in for other in self._connections)
+        if beside <= self.limits.sessions_by_borrower:
+            return True
+        log.warning("too many sessions of %s: one from %s was ended", connection.borrower, connection.source)
+        return False
 
     def gone(self, connection: Login) -> None:
         """Forget a connection that ended, and count it if it began to log in and did not.
