@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -21,6 +22,7 @@ from vmcoal.backends import nbd
 from vmcoal.errors import NotFoundError
 from vmcoal.holding.binaries import find_binary
 from vmcoal.layout import lender_folders
+from vmcoal.lending.gpu_server import sandboxed
 
 pytestmark = pytest.mark.contract
 
@@ -36,6 +38,22 @@ def ways() -> Iterator[list[Way]]:
     yield made
     for way in made:
         way.close()
+
+
+async def test_what_a_borrowers_kernel_sees_of_the_lender() -> None:
+    gpu = await device()
+    find = shutil.which("find")
+    assert find is not None
+    argv = sandboxed([find, "/sys", "/etc", "/proc", "/tmp", "/dev/shm", "-maxdepth", "1"], gpu)
+    code, out, err = await nbd.run(argv, deadline=30)
+    assert code == 0, err
+    seen: dict[Path, set[str]] = {}
+    for path in map(Path, out.decode().split()):
+        seen.setdefault(path.parent, set()).add(path.name)
+    assert seen[Path("/sys")] <= {"bus", "class", "dev", "devices", "module"}
+    assert seen.get(Path("/etc"), set()) <= {"OpenCL", "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d"}
+    assert {name for name in seen[Path("/proc")] if name.isdigit()} <= {"1", "2"}
+    assert not {Path("/tmp"), Path("/dev/shm")} & seen.keys(), seen
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root: run as root")

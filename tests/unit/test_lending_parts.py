@@ -114,10 +114,12 @@ def test_groups_below_our_own_on_v2(tmp_path: Path) -> None:
     parent = cgroup.parent_group("den", proc=proc, root=tmp_path)
     assert parent == own / "vmcoal-lend-den"
     (parent / "m1").mkdir()
-    (parent / "m1" / "memory.max").write_text("max")
+    for knob in ("memory.max", "pids.max"):
+        (parent / "m1" / knob).write_text("max")
     group = cgroup.lease_group(parent, "m1", GIB)
     assert group == parent / "m1"
     assert (group / "memory.max").read_text() == str(GIB + cgroup.SLACK)
+    assert (group / "pids.max").read_text() == str(cgroup.TASKS)
     assert cgroup.lease_group(parent, "m2", GIB) == parent / "m2"
     cgroup.remove_group(parent / "m2")
     cgroup.remove_group(parent / "m2")

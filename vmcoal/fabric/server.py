@@ -38,8 +38,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What peers may cost.
 
     ``waiting`` connections that have not logged in, or only to pair, in all and ``waiting_by_source`` (an IPv4 address
-    or an IPv6 /64); ``sessions`` logged in, and ``sessions_by_borrower`` of one key; after ``failures`` failed logins within ``failure_seconds`` a source is not
-    heard until they are older; ``login_seconds`` to log in, ``hello_seconds`` from there to `Hello`.
+    or an IPv6 /64); ``sessions`` logged in, and ``sessions_by_borrower`` of one key; after ``failures`` failed logins
+    within ``failure_seconds`` a source is not heard until they are older; ``login_seconds`` to log in,
+    ``hello_seconds`` from there to `Hello`.
     """
 
     waiting: int = 32

@@ -13,6 +13,9 @@ from pathlib import Path
 SLACK = 64 << 20
 """What a server may use besides the lent bytes."""
 
+TASKS = 4096
+"""Threads and processes of a server: a borrower's kernel on a CPU device may fork."""
+
 
 def parent_group(name: str, *, proc: Path = Path("/proc/self"), root: Path | None = None) -> Path | None:
     """Return a new or existing folder for the groups of lender ``name``, or ``None`` where none can be made."""
@@ -24,23 +27,25 @@ def parent_group(name: str, *, proc: Path = Path("/proc/self"), root: Path | Non
         except OSError:
             continue
         if os.access(folder, os.W_OK):
-            with contextlib.suppress(OSError):
-                (folder / "cgroup.subtree_control").write_text("+memory")
+            for controller in ("+memory", "+pids"):
+                with contextlib.suppress(OSError):
+                    (folder / "cgroup.subtree_control").write_text(controller)
             return folder
     return None
 
 
 def lease_group(parent: Path, lease: str, size: int) -> Path | None:
-    """Return the group of one lease's server, bounded to its bytes and some slack, or ``None`` if it cannot be made."""
+    """Return the group of one lease's server, bounded to its bytes and some slack and to `TASKS`, or ``None`` if it
+    cannot be made."""
     folder = parent / lease
     try:
         folder.mkdir(exist_ok=True)
     except OSError:
         return None
-    for knob in ("memory.max", "memory.limit_in_bytes"):
+    for knob, most in (("memory.max", size + SLACK), ("memory.limit_in_bytes", size + SLACK), ("pids.max", TASKS)):
         if (folder / knob).exists():
             with contextlib.suppress(OSError):
-                (folder / knob).write_text(str(size + SLACK))
+                (folder / knob).write_text(str(most))
     return folder
 
 

@@ -3,7 +3,7 @@
 pocld has no authentication and would listen on three ports, one of them on every address. Here it gets two listening
 Unix sockets and no network at all. An OpenCL kernel is the borrower's own code, and a CPU device runs it on this host:
 the sandbox (bwrap(1)) shows it system libraries and device nodes, nothing of any user, and no network; the control
-group bounds its memory. Without bwrap nothing is lent.
+group bounds its memory and its processes. Without bwrap nothing is lent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ BRIDGE, SERVER = "serve-", "pocld-"
 
 _START = 30.0
 _PROGRAM = "/server"
-_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt/rocm", "/sys")
+_SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt/rocm")
+# What finds devices; not what tells of the kernel and the firmware, which root's files do to a lender that is root.
+_SYSFS = ("bus", "class", "dev", "devices", "module")
 _ETC = ("OpenCL", "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d")
 _DEVICES = ("dri", "kfd", "nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps")
 REMEDY = "run tools/setup, which builds PoCL-Remote, and install bubblewrap: apt install bubblewrap"
@@ -199,6 +201,8 @@ def sandboxed(argv: list[str], device: GpuDevice) -> list[str]:
         # PoCL finds its files by way of /lib/…/../.., which means /usr only where /lib is a link.
         how = ["--symlink", str(path.readlink())] if path.is_symlink() else ["--ro-bind-try", str(path)]
         words += [*how, str(path)]
+    for name in _SYSFS:
+        words += ["--ro-bind-try", f"/sys/{name}", f"/sys/{name}"]
     words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - the sandbox's own
     words += ["--ro-bind", argv[0], _PROGRAM]
     if device.kind is not GpuKind.CPU:
