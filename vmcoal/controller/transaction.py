@@ -16,6 +16,7 @@ from typing import Any
 
 from vmcoal.controller.journal import Journal, OpenStep
 from vmcoal.errors import DeadlineError, ExecutionError, InternalError, VmcoalError
+from vmcoal.model.units import format_duration
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def _explained(error: BaseException, kind: str, deadline: float, trans: Transact
     if isinstance(error, TimeoutError):
         reached = "; ".join([trans.text, *trans.outlook.values()])
         return DeadlineError(
-            f"{kind} did not finish within {deadline:g} s, it was at: {reached}",
+            f"{kind} did not finish within {format_duration(deadline)}, it was at: {reached}",
             hint="try again with a longer --deadline, and see vmcoal status",
         )
     if isinstance(error, OSError):
