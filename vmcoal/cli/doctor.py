@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from vmcoal.cli.app import Command
+from vmcoal.cli.app import Group
+from vmcoal.cli.doctor_gpu import doctor_gpu
 from vmcoal.cli.output import print_json, table
 from vmcoal.cli.params import output_option
 from vmcoal.errors import PrerequisiteError
@@ -14,11 +15,13 @@ from vmcoal.host.facts import Host
 _UNMET = PrerequisiteError.exit_code
 
 
-@click.command(
-    cls=Command,
+@click.group(
+    cls=Group,
+    invoke_without_command=True,
     example="""
     vmcoal doctor
     vmcoal doctor --for lend -o json
+    vmcoal doctor gpu
     """,
 )
 @click.option(
@@ -30,11 +33,14 @@ _UNMET = PrerequisiteError.exit_code
     help="What this host shall do.",
 )
 @output_option
-def doctor(duty: str, form: str) -> None:
+@click.pass_context
+def doctor(ctx: click.Context, duty: str, form: str) -> None:
     """Check what this host can do by trying it, and say how to mend what is missing.
 
     The exit code is 3 where something is missing that cannot be done without.
     """
+    if ctx.invoked_subcommand is not None:
+        return
     duties = frozenset(Duty) if duty == "all" else frozenset({Duty(duty)})
     findings = run_checks([*CHECKS, *QEMU_CHECKS], Host(), duties)
     if form == "json":
@@ -43,6 +49,9 @@ def doctor(duty: str, form: str) -> None:
         click.echo(findings_text(findings))
     if any(finding.level is Level.FAIL for finding in findings):
         raise click.exceptions.Exit(_UNMET)
+
+
+doctor.add_command(doctor_gpu)
 
 
 def findings_text(findings: list[Finding]) -> str:

@@ -17,7 +17,7 @@ from vmcoal.cli.config import load_config
 from vmcoal.cli.lend_delete import delete
 from vmcoal.cli.lender_process import TALK, ending, lender_call, preflight, refuse_running, start_lender
 from vmcoal.cli.outcome import printable
-from vmcoal.cli.output import counted, note, print_json, print_plan, steps, table, vcpus
+from vmcoal.cli.output import counted, device_words, note, print_json, print_plan, steps, table, vcpus
 from vmcoal.cli.params import (
     COUNT,
     LOCAL_LENDER,
@@ -231,7 +231,7 @@ def lender_text(status: LenderStatus) -> str:
         ("vCPUs", f"{offer.cpus_free} of {offer.cpus_total} free"),
         ("Memory", f"{format_size(offer.memory_free)} of {format_size(offer.memory_total)} free"),
         ("GPUs", f"{offer.gpus_free} of {offer.gpus_total} free" if offer.gpus_total else None),
-        *(("", f"{device.id} {printable(device.name)} ({device.kind.value})") for device in offer.gpus),
+        *(("", f"{device.id} {device_words(device)}") for device in offer.gpus),
         ("Borrowers", str(status.borrowers)),
         ("Pairing", f"open for {format_duration(status.pairing)}" if status.pairing else None),
         ("Metrics", f"http://{status.metrics}/metrics" if status.metrics else None),

@@ -13,7 +13,7 @@ import msgspec
 
 from vmcoal import layout
 from vmcoal.cli.app import Command
-from vmcoal.cli.output import note, print_json, table
+from vmcoal.cli.output import device_words, note, print_json, table
 from vmcoal.cli.params import COUNT, LENDER, host_name, output_option
 from vmcoal.control.client import NotListeningError, call
 from vmcoal.controller.api import LenderView, PingRequest, PingResult
@@ -193,6 +193,9 @@ def lenders_text(views: list[LenderView]) -> str:
         )
     header = ("LENDER", "ADDRESS", "STATE", "CPUS FREE", "MEMORY FREE", "GPUS FREE", "RTT", "DISTANCE", "GRANTS")
     lines = [table(header, rows)]
+    gpus = [(view.name, device) for view in views if view.offer for device in view.offer.gpus]
+    if gpus:
+        lines += ["", "GPUs that are free:", *(f"  {name}: {device_words(device)}" for name, device in gpus)]
     wrong = [view for view in views if view.error]
     if wrong:
         lines += ["", *(f"{view.name}: {view.error}" for view in wrong)]

@@ -14,7 +14,8 @@ import msgspec
 from vmcoal.cli.outcome import printable
 from vmcoal.control.wire import Progress
 from vmcoal.model.attachment import AttachedGpu, Plan
-from vmcoal.model.units import format_duration
+from vmcoal.model.gpu import GpuDevice
+from vmcoal.model.units import format_duration, format_size
 
 _BAR_WIDTH = 24
 
@@ -35,6 +36,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def counted(count: int, noun: str) -> str:
     """Return ``1 lease``, ``2 leases``."""
     return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def device_words(device: GpuDevice) -> str:
+    """Return an OpenCL device in words: its name, what it is where that is no GPU, memory, driver and place."""
+    kind = "" if device.kind == "gpu" else f" ({device.kind.value})"
+    parts = [f"{device.name}{kind}", format_size(device.memory) if device.memory else ""]
+    parts += [f"driver {device.driver}" if device.driver else "", device.address]
+    return printable(", ".join(part for part in parts if part))
 
 
 def gpu_name(gpu: AttachedGpu) -> str:

@@ -1,7 +1,7 @@
 """The OpenCL devices of this host, as its loader lists them.
 
 ``python -m vmcoal.host.opencl`` prints them as JSON: a driver that crashes takes that process with it, not the lender.
-Constants are those of the OpenCL 3.0 headers (CL/cl.h).
+Constants are those of the OpenCL 3.0 headers (CL/cl.h, CL/cl_ext.h).
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import contextlib
 import ctypes
 import os
 import re
+import struct
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 
@@ -22,8 +24,11 @@ from vmcoal.host.facts import Host
 from vmcoal.model.gpu import GpuDevice, GpuKind
 from vmcoal.model.units import GIB
 
+T = TypeVar("T")
+
 _PROBE = 60.0
 _TYPE, _NAME, _VENDOR, _DRIVER, _MEMORY = 0x1000, 0x102B, 0x102C, 0x102D, 0x101F
+_PCI_KHR, _PCI_BUS_NV, _PCI_SLOT_NV, _PCI_DOMAIN_NV = 0x410F, 0x4008, 0x4009, 0x400A
 _GPU, _ACCELERATOR = 1 << 2, 1 << 3
 _ALL = 0xFFFFFFFF
 _MAX = 16
@@ -34,10 +39,18 @@ REMEDY = "install a driver, or the CPU's: apt install ocl-icd-libopencl1 pocl-op
 
 async def find_devices() -> list[GpuDevice]:
     """Return every OpenCL device of this host; raises `PrerequisiteError` where there is no loader or it crashes."""
+    try:
+        return await asked("vmcoal.host.opencl", list[GpuDevice])
+    except (TimeoutError, msgspec.MsgspecError):
+        raise PrerequisiteError("OpenCL does not work on this host", hint=f"see what clinfo says; {REMEDY}") from None
+
+
+async def asked(module: str, kind: type[T]) -> T:
+    """Return what ``python -m MODULE`` prints as JSON; raises `TimeoutError`, or `MsgspecError` where it crashed."""
     # What the sandbox of a GPU server does not have either, so that the numbers are the same there.
     env = {name: value for name, value in os.environ.items() if name not in ("OCL_ICD_VENDORS", "LD_LIBRARY_PATH")}
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "vmcoal.host.opencl"),
+        *(sys.executable, "-P", "-m", module),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -46,9 +59,7 @@ async def find_devices() -> list[GpuDevice]:
     try:
         async with asyncio.timeout(_PROBE):
             out, _ = await child.communicate()
-        return msgspec.json.decode(out, type=list[GpuDevice])
-    except (TimeoutError, msgspec.MsgspecError):
-        raise PrerequisiteError("OpenCL does not work on this host", hint=f"see what clinfo says; {REMEDY}") from None
+        return msgspec.json.decode(out, type=kind)
     finally:
         if child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -104,6 +115,7 @@ def _probe() -> list[GpuDevice]:
                     driver=_text(library, device, _DRIVER),
                     platform=number,
                     index=index,
+                    address=_address(library, device),
                 )
             )
     return found
@@ -121,6 +133,25 @@ def _info(library: ctypes.CDLL, device: ctypes.c_void_p, what: int) -> bytes:
     if library.clGetDeviceInfo(device, what, ctypes.c_size_t(1024), data, ctypes.byref(size)):
         return b""
     return data.raw[: size.value]
+
+
+def _address(library: ctypes.CDLL, device: ctypes.c_void_p) -> str:
+    """Return where a device is on the PCI bus (cl_khr_pci_bus_info, cl_nv_device_attribute_query), or ``""``."""
+    where = _info(library, device, _PCI_KHR)
+    if len(where) == 16:
+        return pci_address(*struct.unpack("<4I", where))
+    bus, slot, domain = (_info(library, device, what) for what in (_PCI_BUS_NV, _PCI_SLOT_NV, _PCI_DOMAIN_NV))
+    if len(bus) != 4 or len(slot) != 4:
+        return ""
+    number = int.from_bytes(slot, sys.byteorder)
+    return pci_address(
+        int.from_bytes(domain[:4], sys.byteorder), int.from_bytes(bus, sys.byteorder), number >> 3, number & 7
+    )
+
+
+def pci_address(domain: int, bus: int, slot: int, function: int) -> str:
+    """Return an address as sysfs writes it, ``0000:01:00.0``."""
+    return f"{domain:04x}:{bus & 0xFF:02x}:{slot & 0x1F:02x}.{function & 7}"
 
 
 def _text(library: ctypes.CDLL, device: ctypes.c_void_p, what: int) -> str:

@@ -35,7 +35,7 @@ _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt/rocm")
 # What finds devices; not what tells of the kernel and the firmware, which root's files do to a lender that is root.
 _SYSFS = ("bus", "class", "dev", "devices", "module")
 _ETC = ("OpenCL", "alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d")
-_DEVICES = ("dri", "kfd", "nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps")
+_DEVICES = ("dri", "kfd", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps")
 REMEDY = "run tools/setup, which builds PoCL-Remote, and install bubblewrap: apt install bubblewrap"
 
 
@@ -206,7 +206,7 @@ def sandboxed(argv: list[str], device: GpuDevice) -> list[str]:
     words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # noqa: S108 - the sandbox's own
     words += ["--ro-bind", argv[0], _PROGRAM]
     if device.kind is not GpuKind.CPU:
-        for name in _DEVICES:
+        for name in (*_DEVICES, *sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))):
             words += ["--dev-bind-try", f"/dev/{name}", f"/dev/{name}"]
     return [*words, "--", _PROGRAM, *argv[1:]]
 

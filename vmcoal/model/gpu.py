@@ -17,7 +17,8 @@ class GpuKind(enum.StrEnum):
 
 class GpuDevice(msgspec.Struct, frozen=True, kw_only=True):
     """One OpenCL device of a lender. ``memory`` bytes a borrower may use; ``driver`` its driver's version; ``platform``
-    and ``index`` its numbers in the order in which the lender's OpenCL loader lists them."""
+    and ``index`` its numbers in the order in which the lender's OpenCL loader lists them; ``address`` of its PCI
+    function on the lender, where its driver tells."""
 
     name: str
     kind: GpuKind
@@ -26,11 +27,26 @@ class GpuDevice(msgspec.Struct, frozen=True, kw_only=True):
     driver: str = ""
     platform: int = 0
     index: int = 0
+    address: str = ""
 
     @property
     def id(self) -> str:
         """How an operator names it: ``PLATFORM:DEVICE``."""
         return f"{self.platform}:{self.index}"
+
+
+class NvidiaGpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU as NVIDIA's driver lists it: ``address`` of its PCI function, ``memory`` bytes and ``used`` of them, part
+    of the last second in ``use`` (``None``: it does not say), and the newest version of CUDA its driver knows."""
+
+    name: str
+    uuid: str
+    address: str
+    driver: str
+    memory: int = 0
+    used: int = 0
+    use: float | None = None
+    cuda: str = ""
 
 
 class GpuServer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,0 +1,150 @@
+"""What ``vmcoal doctor gpu`` says, and how NVIDIA's driver is asked."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import msgspec
+import pytest
+
+from framework.command import vmcoal
+from vmcoal.cli import doctor_gpu
+from vmcoal.cli.output import device_words
+from vmcoal.errors import PrerequisiteError
+from vmcoal.host import nvidia, opencl
+from vmcoal.host.checks import Finding, Level
+from vmcoal.host.facts import Host
+from vmcoal.model.gpu import GpuDevice, GpuKind, NvidiaGpu
+from vmcoal.model.units import GIB
+
+pytestmark = pytest.mark.unit
+
+CARD = NvidiaGpu(
+    name="NVIDIA T4", uuid="GPU-1", address="0000:01:00.0", driver="550.1", memory=16 * GIB, used=GIB, use=0.25,
+    cuda="12.4",
+)  # fmt: skip
+LISTED = GpuDevice(
+    name="NVIDIA T4", kind=GpuKind.GPU, memory=16 * GIB, driver="550.1", platform=1, address="0000:01:00.0"
+)
+CPU = GpuDevice(name="EPYC", kind=GpuKind.CPU, memory=5 * GIB, driver="3.1")
+
+
+class Fixed(Host):
+    """A host with these PCI functions (vendor and device)."""
+
+    def __init__(self, *functions: str) -> None:
+        self._functions = functions
+
+    def read(self, path: str) -> str | None:
+        if path == "/proc/bus/pci/devices":
+            return "".join(f"0100\t{function}\t10\t0\n" for function in self._functions)
+        return super().read(path)
+
+
+def found(
+    monkeypatch: pytest.MonkeyPatch,
+    host: Host,
+    devices: list[GpuDevice] | Exception,
+    cards: list[NvidiaGpu] | Exception,
+) -> dict[str, Finding]:
+    async def say(what: Any) -> Any:
+        if isinstance(what, Exception):
+            raise what
+        return what
+
+    monkeypatch.setattr(opencl, "find_devices", lambda: say(devices))
+    monkeypatch.setattr(nvidia, "find_nvidia", lambda: say(cards))
+    return {finding.id: finding for finding in doctor_gpu.gpu_findings(host)}
+
+
+def test_a_card_that_can_be_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = found(monkeypatch, Fixed("10de1eb8"), [CPU, LISTED], [CARD])
+    assert seen["opencl"].level is Level.OK
+    assert "vmcoal lend --gpu 1:0" in seen["opencl-1:0"].found
+    assert "EPYC (cpu), 5 GiB, driver 3.1" in seen["opencl-0:0"].found
+    assert seen["nvidia"].found == "550.1, for CUDA up to 12.4"
+    assert "1 GiB of 16 GiB used, 25 % busy; OpenCL device 1:0" in seen["nvidia-0000:01:00.0"].found
+
+
+def test_a_card_without_its_opencl_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = found(monkeypatch, Fixed("10de1eb8"), [CPU], [CARD])
+    assert seen["opencl"].found == "only this host's CPU"
+    assert seen["nvidia-0000:01:00.0"].remedy == "install its OpenCL driver: apt install nvidia-opencl-icd"
+
+
+def test_a_card_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = PrerequisiteError("NVML Shared Library Not Found", hint="install it")
+    seen = found(monkeypatch, Fixed("80861237", "10de1eb8"), [], none)
+    assert (seen["nvidia"].level, seen["nvidia"].remedy) == (Level.WARN, "install it")
+    assert "there is no loader" in seen["opencl"].found
+    broken = found(monkeypatch, Fixed("80861237"), PrerequisiteError("OpenCL does not work", hint="clinfo"), none)
+    assert broken["nvidia"].found == "not needed: this host has no NVIDIA GPU"
+    assert broken["opencl"].remedy == "clinfo"
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, Fixed(), [LISTED], [])
+    done = vmcoal("doctor", "gpu")
+    assert done.code == 0
+    assert "OpenCL device 1:0" in done.out
+    findings = msgspec.json.decode(vmcoal("doctor", "gpu", "-o", "json").out, type=list[Finding])
+    assert [finding.id for finding in findings][:2] == ["opencl", "opencl-1:0"]
+
+
+def test_words_of_a_device() -> None:
+    assert device_words(LISTED) == "NVIDIA T4, 16 GiB, driver 550.1, 0000:01:00.0"
+
+
+class Nvml(types.ModuleType):
+    """NVIDIA's library with one card, which does not tell how busy it is; ``broken`` says at what it fails."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, broken: str = "") -> None:
+        super().__init__("pynvml")
+        self._broken = broken
+
+    def __getattr__(self, name: str) -> Any:
+        answers: dict[str, Any] = {
+            "nvmlInit": None,
+            "nvmlShutdown": None,
+            "nvmlSystemGetDriverVersion": b"550.1",
+            "nvmlSystemGetCudaDriverVersion_v2": 12040,
+            "nvmlDeviceGetCount": 1,
+            "nvmlDeviceGetHandleByIndex": object(),
+            "nvmlDeviceGetName": "NVIDIA\x00T4",
+            "nvmlDeviceGetUUID": "GPU-1",
+            "nvmlDeviceGetMemoryInfo": types.SimpleNamespace(total=16 * GIB, used=GIB),
+            "nvmlDeviceGetPciInfo": types.SimpleNamespace(domain=0, bus=1, device=0),
+        }
+
+        def call(*_: Any) -> Any:
+            if name == self._broken or name not in answers:
+                raise self.NVMLError("Not Supported")
+            return answers[name]
+
+        return call
+
+
+def test_nvml_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml())
+    assert nvidia._probe().gpus == (msgspec.structs.replace(CARD, name="NVIDIA T4", use=None),)
+    for broken, why in (("nvmlInit", "cannot be asked: Not Supported"), ("nvmlDeviceGetName", "failed: Not Supported")):
+        monkeypatch.setitem(sys.modules, "pynvml", Nvml(broken))
+        assert nvidia._probe().why == f"NVIDIA's driver {why}"
+
+
+async def test_a_driver_that_cannot_be_asked_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def asked(*_: object) -> nvidia.Answer:
+        return nvidia.Answer(why="it is not there")
+
+    monkeypatch.setattr(nvidia, "asked", asked)
+    with pytest.raises(PrerequisiteError, match="it is not there"):
+        await nvidia.find_nvidia()
+
+
+def test_addresses_are_written_as_in_sysfs() -> None:
+    assert opencl.pci_address(0, 0x41, 0, 0) == "0000:41:00.0"

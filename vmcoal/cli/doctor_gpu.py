@@ -1,0 +1,142 @@
+"""``vmcoal doctor gpu``: which GPUs this host can lend, what a guest here needs to use one, and why not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import click
+
+from vmcoal.cli.app import Command
+from vmcoal.cli.output import device_words, print_json
+from vmcoal.cli.params import output_option
+from vmcoal.errors import VmcoalError
+from vmcoal.host.checks import Check, Duty, Finding, Seen, run_checks
+from vmcoal.host.facts import Host
+from vmcoal.model.gpu import GpuDevice, GpuKind, NvidiaGpu
+from vmcoal.model.units import format_size
+
+_LEND, _ATTACH = frozenset({Duty.LEND}), frozenset({Duty.ATTACH})
+_NVIDIA = 0x10DE
+_BUILD = "run tools/setup, which builds PoCL-Remote"
+
+
+@click.command(
+    "gpu",
+    cls=Command,
+    short_help="Say which GPUs this host can lend or attach, and why not",
+    example="""
+    vmcoal doctor gpu
+    vmcoal doctor gpu -o json
+    """,
+)
+@output_option
+def doctor_gpu(form: str) -> None:
+    """Say which GPUs this host can lend, what its guests need to use one, and what keeps the others from it.
+
+    Nothing has to be there: the exit code is 0. What is missing is said with its remedy.
+    """
+    from vmcoal.cli.doctor import findings_text
+
+    findings = gpu_findings(Host())
+    if form == "json":
+        print_json(findings)
+    else:
+        click.echo(findings_text(findings))
+
+
+def gpu_findings(host: Host) -> list[Finding]:
+    """Return what there is of GPUs; takes as long as the drivers need to answer."""
+    devices, no_devices = _opencl()
+    cards, no_cards = _nvidia()
+    checks = [
+        Check("opencl", "OpenCL devices", lambda _: _seen(devices, no_devices), "", False, _LEND),
+        *(_device(device) for device in devices),
+        Check("gpu-server", "the server of lent OpenCL devices", _server, _BUILD, False, _LEND),
+        Check("gpu-client", "the OpenCL client that guests are given", _client, _BUILD, False, _ATTACH),
+        Check("nvidia", "NVIDIA's driver", lambda seen: _driver(seen, cards, no_cards), "", False, _LEND),
+        *(_card(card, devices) for card in cards),
+    ]
+    return run_checks(checks, host, frozenset(Duty))
+
+
+def _opencl() -> tuple[list[GpuDevice], VmcoalError | None]:
+    from vmcoal.host.opencl import find_devices
+
+    try:
+        return asyncio.run(find_devices()), None
+    except VmcoalError as error:
+        return [], error
+
+
+def _nvidia() -> tuple[tuple[NvidiaGpu, ...], VmcoalError | None]:
+    from vmcoal.host.nvidia import find_nvidia
+
+    try:
+        return asyncio.run(find_nvidia()), None
+    except VmcoalError as error:
+        return (), error
+
+
+def _seen(devices: Iterable[GpuDevice], why: VmcoalError | None) -> Seen:
+    from vmcoal.host.opencl import REMEDY
+
+    kinds = [device.kind for device in devices]
+    if why is not None:
+        return Seen(False, why.message, why.hint)
+    if not kinds:
+        return Seen(False, "none: there is no loader (libOpenCL.so.1), or no driver for it", REMEDY)
+    if all(kind is GpuKind.CPU for kind in kinds):
+        remedy = "a GPU's own OpenCL driver makes it one: apt search opencl-icd; the CPU can be lent as it is"
+        return Seen(False, "only this host's CPU", remedy)
+    return Seen(True, f"{len(kinds)}, of which --gpu auto lends those that are no CPU")
+
+
+def _device(device: GpuDevice) -> Check:
+    found = f"{device_words(device)}: vmcoal lend --gpu {device.id}"
+    return Check(f"opencl-{device.id}", f"OpenCL device {device.id}", lambda _: Seen(True, found), "", False, _LEND)
+
+
+def _server(host: Host) -> Seen:
+    from vmcoal.lending.gpu_server import REMEDY, missing
+
+    del host
+    why = missing()
+    return Seen(False, why, REMEDY) if why else Seen(True, "PoCL-Remote's pocld, in a sandbox of bwrap")
+
+
+def _client(host: Host) -> Seen:
+    from vmcoal.guest.gpu import LIBRARY, missing
+
+    del host
+    why = missing()
+    return Seen(False, why) if why else Seen(True, f"{LIBRARY}; the guest needs vmcoal's agent, Python and glibc 2.34")
+
+
+def _driver(host: Host, cards: tuple[NvidiaGpu, ...], why: VmcoalError | None) -> Seen:
+    if cards:
+        return Seen(True, f"{cards[0].driver}, for CUDA up to {cards[0].cuda}")
+    if not _nvidia_functions(host):
+        return Seen(True, "not needed: this host has no NVIDIA GPU")
+    return Seen(False, why.message if why else "it lists no GPU", why.hint if why else "dmesg | grep -i nvrm")
+
+
+def _nvidia_functions(host: Host) -> list[str]:
+    found = []
+    for line in (host.read("/proc/bus/pci/devices") or "").splitlines():
+        words = line.split()
+        if len(words) > 1 and int(words[1][:4], 16) == _NVIDIA:
+            found.append(words[0])
+    return found
+
+
+def _card(card: NvidiaGpu, devices: Iterable[GpuDevice]) -> Check:
+    use = "" if card.use is None else f", {card.use * 100:.0f} % busy"
+    found = f"{card.name}, {format_size(card.used)} of {format_size(card.memory)} used{use}"
+    lent = [device.id for device in devices if device.address == card.address]
+    if lent:
+        seen = Seen(True, f"{found}; OpenCL device {lent[0]}")
+    else:
+        remedy = "install its OpenCL driver: apt install nvidia-opencl-icd"
+        seen = Seen(False, f"{found}; OpenCL does not list it, so it cannot be lent", remedy)
+    return Check(f"nvidia-{card.address}", f"NVIDIA GPU {card.address}", lambda _: seen, "", False, _LEND)
