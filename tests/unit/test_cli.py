@@ -247,9 +247,23 @@ def test_tune_shows_and_changes(controller: Start) -> None:
     fake = controller({"tune": [result(Tuning(cache=512 * MIB))]})
     said = vmcoal("tune", "web").out.splitlines()
     assert [line.split()[1] for line in said] == ["512", "loss:"]
-    assert fake.last("tune") == {"cache": None, "on_loss": None}
+    unset = {"cache": None, "on_loss": None, "replicas": None, "replica_on": None, "deadline": 3600.0}
+    assert fake.last("tune") == unset
     assert vmcoal("tune", "web", "--cache", "512M", "--on-loss", "pause").code == 0
-    assert fake.last("tune") == {"cache": 512 * MIB, "on_loss": "pause"}
+    assert fake.last("tune") == unset | {"cache": 512 * MIB, "on_loss": "pause"}
+
+
+def test_tune_adds_a_copy_and_says_where_pages_are(controller: Start) -> None:
+    places = {"dimm-m1": ("attic", "local")}
+    fake = controller({"tune": [result(Tuning(cache=512 * MIB, places=places, notes=("as told",)))]})
+    said = vmcoal("tune", "web", "--replica-on", "local", "--deadline", "10m")
+    assert said.out.splitlines()[-1] == "Pages:    dimm-m1 at attic and local"
+    assert "as told" in said.err
+    asked = fake.last("tune")
+    assert (asked["replicas"], asked["replica_on"], asked["deadline"]) == (2, "local", 600.0)
+    assert vmcoal("tune", "web", "--replicas", "1").code == 0
+    assert fake.last("tune")["replicas"] == 1
+    assert vmcoal("tune", "web", "--replicas", "1", "--replica-on", "local").code == 2
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ async def test_no_room_in_the_guest_names_the_way_that_is_left(paged: Moved) -> 
     paged.world.guest.room = Room(fits=False, needed=200 * MIB, available=100 * MIB)
     with pytest.raises(RefusedError) as caught:
         await detach(vm, ALL, paged.world.report)
-    assert "vmcoal move web --from attic --to home" in (caught.value.hint or "")
+    assert "vmcoal move web --from attic --to cellar" in (caught.value.hint or "")
 
 
 async def test_a_deadline_that_is_not_met_says_what_is_left(paged: Moved, monkeypatch: pytest.MonkeyPatch) -> None:

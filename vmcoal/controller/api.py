@@ -76,18 +76,26 @@ class MoveResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TuneRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Change how a VM's borrowed memory behaves; what is ``None`` stays as it is. ``cache`` in bytes."""
+    """Change how a VM's borrowed memory behaves; what is ``None`` stays as it is. ``cache`` in bytes; ``replicas`` 1 or
+    2 places for the pages of all that is attached, the second one ``replica_on`` a lender, ``local`` (a file here), or
+    ``None`` for the nearest other lender; ``deadline`` seconds for what has to be copied."""
 
     cache: int | None = None
     on_loss: LossPolicy | None = None
+    replicas: int | None = None
+    replica_on: str | None = None
+    deadline: float = 3600.0
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True):
     """How a VM's borrowed memory behaves. ``cache``: how many bytes of it may be on this host, all lenders together.
-    ``on_loss``: what touching a page that no lender gives does, where an attach did not say otherwise."""
+    ``on_loss``: what touching a page that no lender gives does, where an attach did not say otherwise. ``places``: for
+    each device who has its pages. ``notes``: for people."""
 
     cache: int | None = None
     on_loss: LossPolicy = LossPolicy.STALL
+    places: dict[str, tuple[str, ...]] = {}
+    notes: tuple[str, ...] = ()
 
 
 class ExecRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -73,7 +73,7 @@ def check_request(request: AttachRequest) -> None:
     if not request.memory and (request.cache or request.on_loss or request.replicas != 1):
         raise UsageError(
             "--cache, --replicas and --on-loss are for borrowed memory",
-            hint="add --memory SIZE; vmcoal tune changes cache and loss policy of what is attached",
+            hint="add --memory SIZE; vmcoal tune changes cache, replicas and loss policy of what is attached",
         )
     if request.replica_on is not None and request.replicas == 1:
         raise UsageError("--replica-on is where a second place is", hint="add --replicas 2")
@@ -129,7 +129,7 @@ async def survey(vm: Vm, request: AttachRequest) -> Journey:
     if request.replicas > 1 and grow is not None and len(vm.book.places(grow.region)) < request.replicas:
         raise ConflictError(
             f"node {far.node} has a granular device without a copy, which grows",
-            hint="leave out --replicas, or detach the device and attach it with --replicas",
+            hint=f"leave out --replicas, or give the device its copy first: vmcoal tune {vm.spec.name} --replicas 2",
         )
     if request.replicas > 1 and grow is None:
         capacity = granular.capacity(vm, far) if request.style is MemoryStyle.GRANULAR else request.memory

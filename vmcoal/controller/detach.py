@@ -19,8 +19,9 @@ from vmcoal.controller import gpu
 from vmcoal.controller.api import DetachResult
 from vmcoal.controller.attach import amounts
 from vmcoal.controller.borrow import release
+from vmcoal.controller.copies import copy_leaves
 from vmcoal.controller.loans import Loan, attachments
-from vmcoal.controller.places import finish_giving_up, give_up, pulling
+from vmcoal.controller.places import finish_giving_up, give_up, pulling, way_out
 from vmcoal.controller.transaction import Progress, Transaction, transaction
 from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm, cpu_names
@@ -258,7 +259,7 @@ async def _leave(
                         await _tell(vm, loan)
             if item.loan.copy:
                 trans.say(f"give the copy of {item.loan.device} at {item.loan.lease.lender} up")
-                notes.extend(await _copy_leaves(vm, item.loan))
+                notes.extend(await copy_leaves(vm, item.loan))
             elif item.loan.is_gpu:
                 await _gpu_leaves(vm, item.loan, trans, deadline)
             elif not item.loan.is_memory:
@@ -288,15 +289,6 @@ async def _tell(vm: Vm, loan: Loan) -> None:
         await session.report(loan.id, loan.lease.epoch, LeaseEvent.DRAIN)
     except VmcoalError as error:
         log.warning("drain of %s: %s", loan.id, error)
-
-
-async def _copy_leaves(vm: Vm, loan: Loan) -> list[str]:
-    notes = await give_up(vm, loan)
-    carrier = vm.book.carrier(loan.region)
-    if carrier is not None:  # what was taken away on purpose is not made again
-        vm.book.put(msgspec.structs.replace(carrier, replicas=1))
-        notes.append(f"the pages of {carrier.device} are at {carrier.lease.lender} alone now")
-    return notes
 
 
 async def _cpus_leave(vm: Vm, loans: list[Loan], trans: Transaction, notes: list[str]) -> None:
@@ -350,7 +342,7 @@ async def _dimm_leaves(vm: Vm, item: Leaving, trans: Transaction, deadline: floa
                 f"{format_size(room.needed)} are in use there, {format_size(room.available)} are free elsewhere",
                 left="it is attached as before",
                 hint="free memory in the guest or attach other memory first; its kernel would kill programs"
-                + _stay(vm, loan),
+                + await _stay(vm, loan),
             )
         async with pulling(vm, loan, trans) as pulled:
 
@@ -364,11 +356,14 @@ async def _dimm_leaves(vm: Vm, item: Leaving, trans: Transaction, deadline: floa
         await memory.unplug_dimm(vm.qmp, loan.device, loan.backend, deadline=deadline)
 
 
-def _stay(vm: Vm, loan: Loan) -> str:
+async def _stay(vm: Vm, loan: Loan) -> str:
     """Return how memory can leave its lender without leaving the guest, for a hint."""
     if not vm.engine.traits.pages or not loan.leased:
         return ""
-    return f"; or let it stay plugged: vmcoal move {vm.spec.name} --from {loan.lease.lender} --to home (or a lender)"
+    way = await way_out(vm, loan)
+    if way is None:
+        return "; or pair a lender that has room for it, and move it there while it stays plugged: vmcoal move"
+    return f"; or let it stay plugged and leave {loan.lease.lender} all the same: {way}"
 
 
 async def _granular_leaves(vm: Vm, item: Leaving, trans: Transaction, notes: list[str], deadline: float) -> None:
@@ -389,7 +384,7 @@ async def _granular_leaves(vm: Vm, item: Leaving, trans: Transaction, notes: lis
         if reached != rest:
             raise RefusedError(
                 f"the guest let go of {format_size(loan.size - reached)} of {format_size(item.size)}",
-                hint=f"free memory in the guest, then detach again{_stay(vm, loan)}",
+                hint=f"free memory in the guest, then detach again{await _stay(vm, loan)}",
             )
     async with trans.step("commit", lender=loan.lease.lender, lease=loan.id, epoch=loan.lease.epoch, before=loan.size):
         await _shrink_leases(vm, loan, rest)

@@ -27,11 +27,12 @@ from vmcoal.controller.places import (
     region_of,
     settle_copy,
     wait_until,
+    way_out,
 )
 from vmcoal.controller.transaction import Progress, Transaction, transaction
 from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm
-from vmcoal.errors import ConflictError, NotFoundError, UsageError, VmcoalError
+from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UsageError, VmcoalError
 from vmcoal.model.attachment import AttachmentState, Plan, Step
 from vmcoal.model.lease import ResourceKind
 from vmcoal.model.paging import HOME
@@ -78,7 +79,12 @@ async def survey(vm: Vm, request: MoveRequest) -> Journey:
                 f"{request.source} has a copy of {copies[0].device} only",
                 hint=f"to give the copy up: vmcoal detach --from {request.source}",
             )
-        check_home_room(sum([(await region_of(vm, loan.region)).away for loan in loans]))
+        try:
+            check_home_room(sum([(await region_of(vm, loan.region)).away for loan in loans]))
+        except RefusedError as error:
+            if way := await way_out(vm, loans[0]):
+                error.hint = f"end programs here, or take it to another lender: {way}"
+            raise
         return Journey(loans, request.source, HOME)
     record = vm.keeper.record(request.target)
     for loan in loans:

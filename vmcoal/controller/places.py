@@ -32,6 +32,9 @@ from vmcoal.policy.paging import PLACES, Candidate, Transfer, choose_spare, fits
 
 _LOOK_FIRST, _LOOK_MAX = 0.02, 0.5
 _STORE_DEADLINE = 20.0
+_ANSWER = 1.0
+"""Seconds that lenders have to say how much room they have, where the answer is only a hint."""
+
 STILL = 30.0
 """Seconds without a byte after which a transfer is given up."""
 
@@ -68,6 +71,21 @@ async def candidates(vm: Vm, *, deadline: float = 5.0) -> list[Candidate]:
 async def find_spare(vm: Vm, taken: Collection[str], size: int) -> str | None:
     """Return the nearest paired lender outside ``taken`` that has ``size`` bytes for us, or ``None``."""
     return choose_spare(await candidates(vm), taken, size)
+
+
+async def way_out(vm: Vm, loan: Loan) -> str | None:
+    """Return the command that takes a region's memory from ``loan``'s lender to where there is room for it: the nearest
+    other lender that answers soon, or this host. ``None`` if there is no such place."""
+    spare = None
+    with contextlib.suppress(TimeoutError, VmcoalError):
+        async with asyncio.timeout(_ANSWER):
+            spare = await find_spare(vm, {place.lease.lender for place in vm.book.places(loan.region)}, loan.size)
+    if spare is None:
+        try:
+            check_home_room((await region_of(vm, loan.region)).away)
+        except (RefusedError, NotFoundError):
+            return None
+    return f"vmcoal move {vm.spec.name} --from {loan.lease.lender} --to {spare or HOME}"
 
 
 async def choose_copy(vm: Vm, lender: str, wanted: str | None, capacity: int, committed: int) -> str:

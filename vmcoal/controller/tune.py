@@ -9,6 +9,7 @@ import logging
 
 import msgspec
 
+from vmcoal.controller import copies
 from vmcoal.controller.api import TuneRequest, Tuning
 from vmcoal.controller.journal import TUNING
 from vmcoal.controller.transaction import Progress, Transaction, transaction
@@ -59,9 +60,10 @@ def plan_cache(vm: Vm, cache: int) -> Step:
 
 
 async def tune(vm: Vm, request: TuneRequest, report: Progress) -> Tuning:
-    """Change what ``request`` names, at once and for good; return how it is then."""
+    """Change what ``request`` names, for good, and wait for what has to be copied; return how it is then."""
     check(vm, request.cache, request.on_loss)
     engine = vm.pager("cache and no loss policy")
+    changes = await copies.survey(vm, request)
     steps = (request.cache is not None) + (request.on_loss is not None)
     async with transaction(
         vm.journal, undos(vm), "tune", request, steps=steps, deadline=_DEADLINE, report=report
@@ -78,7 +80,8 @@ async def tune(vm: Vm, request: TuneRequest, report: Progress) -> Tuning:
                 if loan.is_memory and not loan.copy and loan.on_loss is not request.on_loss:
                     async with trans.step("loss", region=loan.region, before=loan.on_loss):
                         await set_loss(vm, loan.region, request.on_loss)
-    return msgspec.structs.replace(tuning(vm), cache=engine.cache)
+    notes = await copies.carry_out(vm, changes, request, report)
+    return msgspec.structs.replace(tuning(vm), cache=engine.cache, places=copies.places(vm), notes=tuple(notes))
 
 
 async def set_loss(vm: Vm, region: str, policy: LossPolicy) -> None:
