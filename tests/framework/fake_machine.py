@@ -103,6 +103,10 @@ class FakeMachine(Plugging):
         children = [{"name": name, "type": f"child<{kind}>"} for name, kind in kinds[a["path"]].items()]
         return [{"name": "type", "type": "string"}, *children]
 
+    def port_slot(self, port: str) -> int:
+        """The number by which a guest knows root port ``port``."""
+        return list(self._ports).index(port) + 1
+
     def _behind(self, bus: str) -> list[str]:
         """The ids of the devices on a root port's bus, ``/machine/peripheral/PORT/PORT``."""
         port = bus.rpartition("/")[2]
@@ -112,6 +116,8 @@ class FakeMachine(Plugging):
     def _qom_get(self, a: Any) -> Any:
         if a["property"].startswith("child["):
             return f"/machine/peripheral/{self._behind(a['path'])[int(a['property'][6:-1])]}"
+        if a["property"] == "slot" and (port := a["path"].rpartition("/")[2]) in self._ports:
+            return self.port_slot(port)
         _name, device = self._device(a["path"])
         values: dict[str, Any] = {"hotplugged": True, "realized": True}
         if device.driver == "virtio-mem-pci":

@@ -90,7 +90,7 @@ class Plugging(MachineState):
             raise RefusalError(
                 f"PCI: slot {devfn // 8} function 0 not available for {driver}, in use by {device.driver},id={other}"
             )
-        device = Device(driver, (bus, devfn), self._ports[bus])
+        device = Device(driver, (bus, devfn), self._ports[bus], host=props.get("host", ""))
         if driver == "virtio-mem-pci":
             self._plug_virtio_mem(name, device, props)
         return device

@@ -53,7 +53,8 @@ class Backend:
 
 @dataclass
 class Device:
-    """A plugged device. ``place``: slot of a DIMM, (node, core) of a vCPU, (port, devfn) of a PCI device."""
+    """A plugged device. ``place``: slot of a DIMM, (node, core) of a vCPU, (port, devfn) of a PCI device;
+    ``host``: the address of one that is a function of the host."""
 
     driver: str
     place: Any
@@ -63,6 +64,7 @@ class Device:
     size: int = 0
     requested: int = 0
     leaving: bool = False
+    host: str = ""
 
     @property
     def acpi(self) -> str:

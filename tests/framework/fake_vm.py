@@ -14,9 +14,12 @@ from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from framework.fake_guest import BLOCK, FakeAgent, FakeGuest
 from framework.fake_machine import FakeGuest as UnplugPolicy
 from framework.fake_monitor import FakeMonitor
+from framework.fake_pci import PciTree
 from vmcoal.backends.base import EngineTraits, MemoryRegion
 from vmcoal.controller.journal import Journal
 from vmcoal.controller.keeper import Keeper
@@ -25,13 +28,16 @@ from vmcoal.controller.vm import Vm
 from vmcoal.errors import RefusedError, UnreachableError
 from vmcoal.fabric.identity import LenderRecord
 from vmcoal.fabric.messages import Granted
+from vmcoal.guest.pci import LOOK
 from vmcoal.layout import VmFolders
 from vmcoal.lending.book import LeaseBook
 from vmcoal.lending.entry import Capacity
 from vmcoal.metrics.controller import ControllerMetrics
+from vmcoal.model.guest import CommandEnd, GuestCommand
 from vmcoal.model.lease import Lease, LeaseTerms, MemoryServer, Offer, ResourceKind
 from vmcoal.model.link import LinkSample
 from vmcoal.model.machine import Accel, CpuMode, FarNode, KernelBoot, MachineSpec
+from vmcoal.model.pci import GuestFunction
 from vmcoal.model.units import GIB
 
 ALL = (ResourceKind.MEMORY, ResourceKind.CPU)
@@ -94,12 +100,26 @@ class LinkedAgent(FakeAgent):
         self._qemu = qemu
         self._fuse = fuse
         self._fixed_cpus = fixed_cpus
+        self.functions: dict[str, GuestFunction] = {}
+        """What the guest makes of functions of the host, by their address there."""
 
     async def _begin(self, name: str, arguments: Any, deadline: float | None) -> None:
         if name in ("cpu_set", "memory_set"):
             await self._fuse.blow(name)
         self.sync()
         await super()._begin(name, arguments, deadline)
+
+    async def exec(self, command: GuestCommand, *, on_output: Any, **options: Any) -> CommandEnd:
+        """Knows what `vmcoal.guest.pci` runs, beside what every fake guest knows."""
+        if command.argv[:4] != ("python3", "-IS", "-c", LOOK):
+            return await super().exec(command, on_output=on_output, **options)
+        await self._fuse.blow("look")
+        for device in self._qemu.devices.values():
+            if device.driver == "vfio-pci" and self._qemu.port_slot(device.place[0]) == int(command.argv[4]):
+                await on_output(1, msgspec.json.encode(self.functions[device.host]))
+                return CommandEnd(code=0)
+        await on_output(1, b'{"error": "its kernel shows nothing there"}')
+        return CommandEnd(code=1)
 
     def sync(self) -> None:
         guest = self.guest
@@ -351,10 +371,13 @@ class FakeVm:
         self.guest = FakeGuest.booted(memory_blocks=2)
         self.engine: FakeEngine = FakeEngine(self.fuse)
         self.local = FakeLocalCopies(self.fuse)
+        self.tree = PciTree(folder / "pci")
+        self.pci = self.tree.bus(self.fuse.blow)
         if mode is CpuMode.PARKED:
             for far in self.spec.far_nodes:
                 for core in range(far.cpus):
                     self.guest.add_cpu(100 * far.node + core, far.node, core)
+        self.functions: dict[str, GuestFunction] = {}
         self.told: list[str] = []
         self._journals: list[Journal] = []
 
@@ -373,6 +396,7 @@ class FakeVm:
             engine=self.engine,
             local=self.local,  # type: ignore[arg-type]
             keeper=FakeKeeper("web", book, self.lenders, self.fuse),
+            pci=self.pci,
             metrics=ControllerMetrics("web"),
             monitor=self.qemu,
             agent=self._agent(),
@@ -381,7 +405,9 @@ class FakeVm:
 
     def _agent(self) -> LinkedAgent:
         # In parked mode the far CPUs are the guest's from boot; only memory comes and goes.
-        return LinkedAgent(self.guest, self.qemu, self.fuse, fixed_cpus=self.spec.cpu_mode is CpuMode.PARKED)
+        agent = LinkedAgent(self.guest, self.qemu, self.fuse, fixed_cpus=self.spec.cpu_mode is CpuMode.PARKED)
+        agent.functions = self.functions
+        return agent
 
     def report(self, step: int, steps: int, text: str, fraction: float | None, detail: str | None) -> None:
         self.told.append(f"{step}/{steps} {text}")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from framework.one_host import VM, Borrower, borrower, one_host
+from framework.one_host import VM, Borrower, borrower
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -90,19 +90,6 @@ def test_a_killed_controller_is_followed_by_one_that_knows(plain: Borrower) -> N
     plain.host.shell("pkill -9 -f '[v]mcoal.controller'")
     assert plain.cpus() == {0: 1, node: 1}
     plain.detach()
-
-
-def test_a_host_with_an_iommu_can_pass_functions_through(request: pytest.FixtureRequest) -> None:
-    with one_host(request, "12", memory=1024, iommu=True, functions=("edu", "bochs-display")) as host:
-        assert int(host.shell("ls /sys/kernel/iommu_groups | wc -l")) > 3
-        for device in ("1234:11e8", "1234:1111"):
-            bound = host.shell(
-                f"set -e; modprobe vfio-pci; at=$(lspci -Dn -d {device} | cut -d' ' -f1); cd /sys/bus/pci/devices/$at; "
-                "echo vfio-pci >driver_override; [ ! -e driver ] || echo $at >driver/unbind; "
-                "echo $at >/sys/bus/pci/drivers_probe; "
-                "basename $(readlink driver); ls /dev/vfio/$(basename $(readlink iommu_group))"
-            )
-            assert bound.startswith("vfio-pci\n/dev/vfio/")
 
 
 @pytest.mark.soak

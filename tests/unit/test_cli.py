@@ -24,6 +24,7 @@ from vmcoal.controller.api import AttachResult, DetachResult, ExecResult, MoveRe
 from vmcoal.model.activity import PagingActivity, StoreActivity
 from vmcoal.model.attachment import (
     AttachedCpu,
+    AttachedGpu,
     AttachedMemory,
     Attachment,
     AttachmentState,
@@ -34,6 +35,7 @@ from vmcoal.model.attachment import (
     Step,
 )
 from vmcoal.model.engine import EngineChoice, MemoryEngineName
+from vmcoal.model.gpu import GpuDevice, GpuKind
 from vmcoal.model.lease import LeaseState
 from vmcoal.model.link import Link
 from vmcoal.model.machine import Accel, CpuMode, Engine, KernelBoot, MachineSpec
@@ -241,6 +243,58 @@ def test_attach_sends_what_was_asked(controller: Start) -> None:
         deadline=60.0,
     )
     assert fake.calls == [Call("attach", msgspec.to_builtins(request), API)]
+
+
+OWN_GPU = AttachedGpu(
+    lease="pci-0000-01-00.0",
+    engine="vfio",
+    gpu=GpuDevice(name="A GPU", kind=GpuKind.GPU, memory=0),
+    device="gpu-pci-0000-01-00.0",
+    address="0000:21:00.0",
+    host="0000:01:00.0",
+    state=AttachmentState.ATTACHED,
+    lease_state=LeaseState.ACTIVE,
+)
+
+
+@pytest.mark.parametrize("method", ["attach", "detach"])
+@pytest.mark.parametrize(
+    ("words", "gpu", "pci"),
+    [
+        (("--gpu",), True, None),
+        (("--gpu", "web"), True, None),
+        (("web", "--gpu"), True, None),
+        (("web", "--gpu", "pci:01:00.0"), False, "0000:01:00.0"),
+        (("--gpu=pci:0000:01:00.0", "web"), False, "0000:01:00.0"),
+    ],
+)
+def test_a_gpu_is_the_lenders_or_one_of_this_host(
+    method: str, words: tuple[str, ...], gpu: bool, pci: str | None, controller: Start
+) -> None:
+    at = Attachment(lender="home", node=1, distance=40, gpus=(OWN_GPU,))
+    answers = {
+        "attach": AttachResult(attachment=at, cpus_added=0, memory_added=0, gpus_added=1, verified=True),
+        "detach": DetachResult(cpus_removed=0, memory_removed=0, gpus_removed=1, remaining=(at,)),
+    }
+    fake = controller({method: [result(answers[method])]})
+    done = vmcoal(method, *words)
+    assert done.code == 0
+    assert (fake.last(method)["gpu"], fake.last(method)["pci"]) == (gpu, pci)
+    said = {
+        "attach": "VM web gained A GPU (engine vfio, 0000:01:00.0 here, 0000:21:00.0 there) from this host: node 1, "
+        "distance 40; confirmed by the guest",
+        "detach": "VM web gave back 1 GPU\nstill attached from this host: 1 GPU",
+    }
+    assert done.out.strip() == said[method]
+
+
+def test_status_shows_a_gpu_of_this_host_and_the_slots(controller: Start) -> None:
+    node = msgspec.structs.replace(STATUS.nodes[1], pci_ports=2, gpu_window=64 << 30)
+    at = Attachment(lender="home", node=1, distance=40, gpus=(OWN_GPU,))
+    controller({"status": [result(msgspec.structs.replace(STATUS, nodes=(node,), attachments=(at,)))] * 2})
+    out = vmcoal("status", "web").out
+    assert "GPU slots:    2 at each far node, with a window of 64 GiB" in out
+    assert "A GPU at 0000:21:00.0  vfio (0000:01:00.0)  attached  active" in out
 
 
 def test_tune_shows_and_changes(controller: Start) -> None:
@@ -512,6 +566,11 @@ def test_an_error_shows_the_tail_of_stderr_and_no_escapes(
 
 BAD = [
     (("attach",), 2, "nothing to attach"),
+    (("attach", "--gpu=card"), 2, "'card' is no GPU"),
+    (("attach", "--gpu", "pci:card"), 2, "'card' is not a PCI address"),
+    (("attach", "--gpu", "pci:01:00.0", "--cpus", "1"), 2, "a GPU of this host comes from no lender"),
+    (("attach", "--gpu", "pci:01:00.0", "--from", "attic"), 2, "a GPU of this host comes from no lender"),
+    (("detach", "--gpu", "pci:01:00.0", "--all"), 2, "names one thing of this host"),
     (("attach", "--memory", "-5"), 2, "--memory: '-5' is not a size"),
     (("attach", "--memory", "0"), 2, "--memory: a size must be larger than zero"),
     (("attach", "--memory", "12x"), 2, "--memory: '12x' is not a size"),

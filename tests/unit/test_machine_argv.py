@@ -80,6 +80,12 @@ def test_distances_are_an_ultrametric() -> None:
     assert len(distances) == 6
 
 
+def test_every_port_of_a_far_node_has_its_window() -> None:
+    far = tuple(FarNode(node, 1, GIB, 20 + node, 32 * node, 2, 64 * GIB) for node in (1, 2))
+    argv = qemu_argv(msgspec.structs.replace(KERNEL, far_nodes=far), FOLDERS, FDS)
+    assert len([word for word in argv if "mem-reserve=64M,pref64-reserve=65536M" in word]) == 4
+
+
 def test_unequal_sockets_share_the_larger_count_and_park_only_what_is_offered() -> None:
     argv = qemu_argv(CASES["kernel-parked"], FOLDERS, FDS)
     assert "2,sockets=3,dies=1,cores=4,threads=1,maxcpus=12" in argv

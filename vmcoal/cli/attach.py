@@ -8,8 +8,11 @@ from vmcoal.cli.app import Command
 from vmcoal.cli.config import load_config
 from vmcoal.cli.output import counted, gpu_name, note, print_json, print_plan, vcpus
 from vmcoal.cli.params import (
+    ANY,
     COUNT,
+    GPU,
     LENDER,
+    PCI,
     PLACE,
     PLACE_OF_COPY,
     REPLICAS,
@@ -25,27 +28,46 @@ from vmcoal.cli.params import (
 from vmcoal.cli.vm import vm_steps
 from vmcoal.controller.api import AttachResult, DetachResult
 from vmcoal.errors import UsageError
-from vmcoal.model.attachment import AttachRequest, DetachRequest, MemoryStyle, Plan
+from vmcoal.model.attachment import AttachedGpu, AttachRequest, DetachRequest, MemoryStyle, Plan
 from vmcoal.model.machine import Engine
-from vmcoal.model.paging import LossPolicy
+from vmcoal.model.paging import HOME, LossPolicy
 from vmcoal.model.units import format_duration, format_size
 
 
+class GpuCommand(Command):
+    """A command whose ``--gpu`` may be followed by ``pci:ADDRESS``, and by nothing else: a VM's name may come next."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse ``args``, with ``--gpu`` alone written as ``--gpu=any``."""
+        follows = zip(args, [*args[1:], ""], strict=False)
+        return super().parse_args(ctx, [_alone(each, following) for each, following in follows])
+
+
+def _alone(each: str, following: str) -> str:
+    return f"--gpu={ANY}" if each == "--gpu" and not following.startswith(PCI) else each
+
+
 @click.command(
-    cls=Command,
+    cls=GpuCommand,
     example="""
     vmcoal attach --cpus 2 --memory 512M
     vmcoal attach web --from attic --memory 4G --granular --dry-run
     vmcoal attach web --from attic --memory 4G --cache 512M --replicas 2
     vmcoal attach web --from attic --memory 4G --replica-on local
     vmcoal attach web --from attic --gpu
+    vmcoal attach web --gpu pci:0000:01:00.0
     """,
 )
 @vm_argument
 @click.option("--from", "lender", type=LENDER, help="The lender's name; needed only where several are paired.")
 @click.option("--cpus", type=COUNT, help="How many vCPUs.")
 @click.option("--memory", type=SIZE, help="How much memory, such as 512M or 4G.")
-@click.option("--gpu", is_flag=True, help="One GPU, for the guest's OpenCL programs.")
+@click.option(
+    "--gpu",
+    type=GPU,
+    metavar="[pci:ADDRESS]",
+    help="One GPU of the lender, for the guest's OpenCL programs; or pci:0000:01:00.0, one of this host by VFIO.",
+)
 @click.option(
     "--granular/--dimm",
     default=None,
@@ -83,7 +105,7 @@ def attach(
     lender: str | None,
     cpus: int | None,
     memory: int | None,
-    gpu: bool,
+    gpu: str | None,
     granular: bool | None,
     engine: str | None,
     node: int | None,
@@ -102,6 +124,9 @@ def attach(
     """
     if not cpus and not memory and not gpu:
         raise UsageError("nothing to attach", hint="give --cpus N, --memory SIZE, --gpu or several of them")
+    own = gpu not in (None, ANY)
+    if own and (cpus or memory or lender):
+        raise UsageError("a GPU of this host comes from no lender", hint="attach what a lender lends by itself")
     if replicas == 1 and replica_on:
         raise UsageError("--replica-on is where a second place is", hint="leave out --replicas 1")
     defaults = load_config().attach
@@ -111,7 +136,8 @@ def attach(
         lender=lender,
         cpus=cpus or 0,
         memory=memory or 0,
-        gpu=gpu,
+        gpu=gpu == ANY,
+        pci=gpu if own else None,
         style=MemoryStyle.GRANULAR if granular else MemoryStyle.DIMM,
         engine=Engine(engine or defaults.engine),
         node=node,
@@ -133,7 +159,8 @@ def attach(
         print_json(result)
         return
     click.echo(attached_line(name, result))
-    look = "lscpu" if result.cpus_added else "free -m" if result.memory_added else "clinfo -l"
+    device = "lspci -k" if own else "clinfo -l"
+    look = "lscpu" if result.cpus_added else "free -m" if result.memory_added else device
     note(f"next: vmcoal exec {name} -- {look}   or   vmcoal status {name}")
 
 
@@ -147,23 +174,33 @@ def attached_line(name: str, result: AttachResult) -> str:
     if result.memory_added:
         gained.append(format_size(result.memory_added))
     if result.gpus_added:
-        gained += [f"{gpu_name(gpu)} (engine {gpu.engine}, {gpu.address})" for gpu in at.gpus[-result.gpus_added :]]
+        gained += [f"{gpu_name(gpu)} ({_where(gpu)})" for gpu in at.gpus[-result.gpus_added :]]
     took = f" in {format_duration(result.seconds['total'])}" if "total" in result.seconds else ""
     rtt = f", RTT {format_duration(at.link.rtt)}" if at.link else ""
     sure = "confirmed by the guest" if result.verified else "not confirmed by the guest"
     return (
-        f"VM {name} gained {' and '.join(gained) or 'nothing'} from {at.lender}: node {at.node}, "
+        f"VM {name} gained {' and '.join(gained) or 'nothing'} from {_whose(at.lender)}: node {at.node}, "
         f"distance {at.distance}{rtt}; {sure}{took}"
     )
 
 
+def _whose(lender: str) -> str:
+    return "this host" if lender == HOME else lender
+
+
+def _where(gpu: AttachedGpu) -> str:
+    parts = (f"engine {gpu.engine}", gpu.host and f"{gpu.host} here", gpu.address and f"{gpu.address} there")
+    return ", ".join(filter(None, parts if gpu.host else (parts[0], gpu.address)))
+
+
 @click.command(
-    cls=Command,
+    cls=GpuCommand,
     example="""
     vmcoal detach --from attic
     vmcoal detach web --all --deadline 30s
     vmcoal detach --memory 256M --dry-run
     vmcoal detach --gpu
+    vmcoal detach --gpu pci:0000:01:00.0
     """,
 )
 @vm_argument
@@ -171,7 +208,7 @@ def attached_line(name: str, result: AttachResult) -> str:
 @click.option("--all", "everything", is_flag=True, help="From every lender.")
 @click.option("--cpus", type=COUNT, help="Only so many vCPUs.")
 @click.option("--memory", type=SIZE, help="Only so much memory.")
-@click.option("--gpu", is_flag=True, help="Only a GPU.")
+@click.option("--gpu", type=GPU, metavar="[pci:ADDRESS]", help="Only a GPU: the newest, or the one of this host.")
 @click.option("--force", is_flag=True, help="Give it back even if the guest does not let go. What is in it is lost.")
 @deadline_option(60.0, "the guest has to let go of it")
 @dry_run_option
@@ -182,7 +219,7 @@ def detach(
     everything: bool,
     cpus: int | None,
     memory: int | None,
-    gpu: bool,
+    gpu: str | None,
     force: bool,
     deadline: float,
     dry_run: bool,
@@ -194,12 +231,16 @@ def detach(
     """
     if everything and lender:
         raise UsageError("--all and --from exclude each other", hint="give one of them")
+    own = gpu not in (None, ANY)
+    if own and (everything or lender or cpus or memory):
+        raise UsageError("--gpu pci:… names one thing of this host", hint="detach the rest with a command of its own")
     request = DetachRequest(
         lender=lender,
         everything=everything,
         cpus=cpus or 0,
         memory=memory or 0,
-        gpu=gpu,
+        gpu=gpu == ANY,
+        pci=gpu if own else None,
         deadline=deadline,
         force=force,
         dry_run=dry_run,
@@ -228,4 +269,4 @@ def detach(
         left += [format_size(size)] if (size := sum(memory.size for memory in at.memory)) else []
         left += [counted(len(at.gpus), "GPU")] if at.gpus else []
         if left:
-            click.echo(f"still attached from {at.lender}: {' and '.join(left)}")
+            click.echo(f"still attached from {_whose(at.lender)}: {' and '.join(left)}")

@@ -48,6 +48,11 @@ _STEPS = 4
 @click.option("--far-nodes", type=COUNT_OR_NONE, help="Empty NUMA nodes to plug into later.  [default: 4]")
 @click.option("--far-cpus", type=COUNT_OR_NONE, help="vCPU slots of each.  [default: 4]")
 @click.option("--far-memory", type=SIZE, help="Memory headroom of each.  [default: 8G]")
+@click.option(
+    "--gpu-window",
+    type=SIZE,
+    help="Room for a GPU's memory at each of their PCI ports: 64G for one that shows 32G at once.  [default: 512M]",
+)
 @click.option("--net", metavar="MODE", help="user, tap=DEVICE, bridge=DEVICE or none.  [default: user]")
 @click.option("--ssh-port", type=PORT, help="Port of 127.0.0.1 for the guest's SSH.  [default: free]")
 @click.option(

@@ -34,7 +34,7 @@ _MACHINE_OPTIONS = (
         "accel",
         "qemu",
     ),
-    *("far_nodes", "far_cpus", "far_memory", "net", "ssh_port", "display", "metrics", "qemu_args"),
+    *("far_nodes", "far_cpus", "far_memory", "gpu_window", "net", "ssh_port", "display", "metrics", "qemu_args"),
 )
 """Options that make a machine; a VM that has one is booted again without them. The memory engine is none: the guest
 does not see it."""
@@ -104,6 +104,7 @@ def new_machine(name: str, options: dict[str, Any], defaults: BootDefaults, step
         far_nodes=chosen("far_nodes", defaults.far_nodes),
         far_cpus=chosen("far_cpus", defaults.far_cpus),
         far_memory=chosen("far_memory", defaults.far_memory_bytes),
+        gpu_window=chosen("gpu_window", defaults.gpu_window_bytes),
         disks=[parse_disk(text) for text in options["disks"]],
         net=net,
         display=chosen("display", defaults.display),

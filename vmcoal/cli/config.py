@@ -26,6 +26,7 @@ class BootDefaults(msgspec.Struct, frozen=True, kw_only=True):
     far_nodes: int = 4
     far_cpus: int = 4
     far_memory: str = "8G"
+    gpu_window: str = "512M"
     net: str = "user"
     display: str = "none"
     firmware: str = "bios"
@@ -42,6 +43,11 @@ class BootDefaults(msgspec.Struct, frozen=True, kw_only=True):
     def far_memory_bytes(self) -> int:
         """Return each far node's headroom in bytes."""
         return parse_size(self.far_memory)
+
+    @property
+    def gpu_window_bytes(self) -> int:
+        """Return the 64-bit window of each far node's PCI ports in bytes."""
+        return parse_size(self.gpu_window)
 
     @property
     def deadline_seconds(self) -> float:
@@ -141,6 +147,7 @@ def _check_values(config: Config, path: Path) -> None:
     checks: dict[str, Callable[[], object]] = {
         "boot.memory": lambda: config.boot.memory_bytes,
         "boot.far_memory": lambda: config.boot.far_memory_bytes,
+        "boot.gpu_window": lambda: config.boot.gpu_window_bytes,
         "boot.deadline": lambda: config.boot.deadline_seconds,
         "lend.memory": lambda: config.lend.memory_bytes,
         "lend.name": lambda: config.lend.name and layout.check_name(config.lend.name, "lender"),

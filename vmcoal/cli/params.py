@@ -18,6 +18,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_VM = "default"
 
+ANY, PCI = "any", "pci:"
+"""How ``--gpu`` names one of a lender's GPUs, and how a function of this host begins."""
+
 
 def name_of(param: click.Parameter | None) -> str:
     """Return what people call a parameter: ``--memory``, ``VM``."""
@@ -59,6 +62,19 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def _gpu(text: str) -> str:
+    """Return `ANY`, or the full PCI address of ``pci:ADDRESS``."""
+    if text == ANY:
+        return ANY
+    if not text.startswith(PCI):
+        raise UsageError(
+            f"{text!r} is no GPU", hint="--gpu alone is one of the lender's, --gpu pci:0000:01:00.0 one of this host"
+        )
+    from vmcoal.policy.passthrough import check_address
+
+    return check_address(text.removeprefix(PCI))
 
 
 class _Name(_Parsed):
@@ -154,6 +170,7 @@ SIZE = _Parsed("SIZE", parse_size)
 SECONDS = _Parsed("DURATION", parse_duration)
 COUNT = _Parsed("N", _whole(1, 4096))
 COUNT_OR_NONE = _Parsed("N", _whole(0, 4096))
+GPU = _Parsed("GPU", _gpu)
 PORT = _Parsed("PORT", _whole(1, 65535))
 VM = _Name("VM", layout.known_vms)
 LENDER = _Name("lender", paired_lenders)

@@ -136,6 +136,7 @@ def vm_text(status: VmStatus) -> str:
         ("Near node", f"{vcpus(status.cpus)}, {format_size(status.memory)}"),
         ("Far vCPUs", f"{status.cpu_mode.value}: {_CPU_MODES[status.cpu_mode.value]}"),
         ("Far memory", _engine(status)),
+        ("GPU slots", _slots(status)),
         ("Agent", status.agent if status.state not in ("stopped", "failed") else None),
         ("QEMU", status.qemu_version),
         ("Processes", _processes(status)),
@@ -170,6 +171,13 @@ _CPU_MODES = {
     "plug-park": "plugged at attach, parked (offline) at detach",
     "parked": "present from boot, parked (offline) until attached",
 }
+
+
+def _slots(status: VmStatus) -> str | None:
+    far = next((node for node in status.nodes if node.pci_ports), None)
+    if far is None:
+        return None
+    return f"{far.pci_ports} at each far node, with a window of {format_size(far.gpu_window)}"
 
 
 def _engine(status: VmStatus) -> str | None:
@@ -273,7 +281,8 @@ def attachment_rows(at: Attachment) -> list[tuple[str, ...]]:
         rows.append((*head, f"{size} {what}", memory.engine, *_states(memory)))
     for gpu in at.gpus:
         where = f" at {gpu.address}" if gpu.address else ""
-        rows.append((*head, f"{printable(gpu_name(gpu))}{where}", gpu.engine, *_states(gpu)))
+        engine = f"{gpu.engine} ({gpu.host})" if gpu.host else gpu.engine
+        rows.append((*head, f"{printable(gpu_name(gpu))}{where}", engine, *_states(gpu)))
     return rows
 
 

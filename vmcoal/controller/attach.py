@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vmcoal.backends.conflicts import refuse_conflicts
 from vmcoal.backends.cpu import choose_cpu_engine
-from vmcoal.controller import gpu, granular, tune
+from vmcoal.controller import gpu, granular, passthrough, tune
 from vmcoal.controller.api import AttachResult
 from vmcoal.controller.borrow import borrow, settle
 from vmcoal.controller.loans import Loan, attachments
@@ -91,6 +91,8 @@ def check_request(request: AttachRequest) -> None:
 async def survey(vm: Vm, request: AttachRequest) -> Journey:
     """Measure, choose and check everything that can be known beforehand; nothing is changed."""
     check_request(request)
+    if request.memory:
+        passthrough.refuse_beside(vm)
     record = vm.keeper.record(request.lender)
     session = await vm.keeper.session(record.name, deadline=min(request.deadline, 10.0))
     if request.cpus:
@@ -99,7 +101,10 @@ async def survey(vm: Vm, request: AttachRequest) -> Journey:
         refuse_conflicts(vm.engine.traits, vm.spec)
         tune.check(vm, request.cache, request.on_loss)
     link = await vm.keeper.measure(record.name)
-    far = choose_node(vm.spec, vm.book.bound(), record.name, link_distance(link), request.node)
+    bound = vm.book.bound()
+    if session.same_host and all(loan.is_passthrough for loan in vm.book.on(request.node or 0)):
+        bound.pop(request.node or 0, None)  # the lender's vCPUs run here, where the functions are
+    far = choose_node(vm.spec, bound, record.name, link_distance(link), request.node)
     cores = tuple(free_cores(far, vm.book.cores(far.node), request.cpus))
     grow = None
     if request.memory:
@@ -191,6 +196,8 @@ def plan(vm: Vm, request: AttachRequest, journey: Journey) -> Plan:
 
 async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResult | Plan:
     """Attach what ``request`` says, or return the plan of it. Undone as a whole if anything fails."""
+    if request.pci is not None:
+        return await passthrough.attach(vm, request, report)
     began = time.monotonic()
     journey = await survey(vm, request)
     if request.dry_run:

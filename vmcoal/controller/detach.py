@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from vmcoal.controller import gpu
+from vmcoal.controller import gpu, passthrough
 from vmcoal.controller.api import DetachResult
 from vmcoal.controller.attach import amounts
 from vmcoal.controller.borrow import release
@@ -66,6 +66,8 @@ def choose(vm: Vm, request: DetachRequest) -> list[Leaving]:
     lenders = vm.book.sources()
     if not lenders:
         raise NotFoundError(f"nothing is attached to {vm.spec.name}", hint=f"vmcoal attach {vm.spec.name}")
+    if request.pci is not None:
+        return [Leaving(passthrough.find(vm, request.pci))]
     if request.lender is None and not request.everything and len(lenders) > 1:
         raise UsageError(
             "resources of several lenders are attached", hint=f"say --all, or which with --from: {', '.join(lenders)}"
@@ -125,6 +127,8 @@ def plan(vm: Vm, request: DetachRequest, leaving: list[Leaving]) -> Plan:
         loan = item.loan
         if loan.copy:
             steps.append(Step("copy", f"use the copy of {loan.device} there no longer", "this host"))
+        elif loan.is_passthrough:
+            steps += passthrough.plan_detach(loan)
         elif loan.is_gpu:
             steps += gpu.plan_detach(loan)
         elif not loan.is_memory:
@@ -326,7 +330,8 @@ async def _gpu_leaves(vm: Vm, loan: Loan, trans: Transaction, deadline: float) -
     name = loan.gpu.name if loan.gpu else loan.device
     trans.say(f"take {name} out of node {loan.node}")
     async with trans.step("hide-gpu", lease=loan.id):
-        await gpu.hide(vm, loan.id)
+        if not loan.is_passthrough:
+            await gpu.hide(vm, loan.id)
         await gpu.unplug(vm, loan.id, loan.address, deadline=deadline)
 
 
@@ -421,7 +426,9 @@ async def _shrink_leases(vm: Vm, loan: Loan, committed: int) -> None:
 
 async def give_back(vm: Vm, loan: Loan, *, qemu_ended: bool = False) -> list[str]:
     """End what served a loan that QEMU no longer uses, release its leases, and forget it. Returns notes for people."""
-    if loan.is_gpu:
+    if loan.is_passthrough:
+        await passthrough.restore(vm, loan)
+    elif loan.is_gpu:
         await gpu.end_way(vm, loan.id, qemu_ended=qemu_ended)
     if not loan.is_memory:
         return list(filter(None, [await release(vm, loan)]))
@@ -436,7 +443,10 @@ async def give_back(vm: Vm, loan: Loan, *, qemu_ended: bool = False) -> list[str
 
 
 async def _force(vm: Vm, loan: Loan, error: VmcoalError) -> str:
-    """Give a lease back although the guest still uses it."""
+    """Give a lease back although the guest still uses it; raises ``error`` for what is no lender's."""
+    if loan.is_passthrough:
+        error.hint = f"only its end takes it from a guest that holds on to it: vmcoal shutdown {vm.spec.name} --force"
+        raise error
     for place in _places(vm, loan):
         if not place.leased:
             continue

@@ -190,7 +190,7 @@ async def show_again(vm: Vm, agent: Agent, lease: str | None = None) -> None:
         return
     for loan in vm.book:
         wanted = loan.state is AttachmentState.ATTACHED if lease is None else loan.id == lease
-        if loan.is_gpu and loan.device and wanted:
+        if loan.is_gpu and not loan.is_passthrough and loan.device and wanted:
             await guest_gpu.up(agent, loan.device, loan.node, keep=True, deadline=_UNPLUG)
 
 

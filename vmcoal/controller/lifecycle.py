@@ -22,6 +22,7 @@ from vmcoal.controller.transaction import Progress
 from vmcoal.controller.vm import QEMU, Vm
 from vmcoal.errors import DeadlineError, ExecutionError, NotFoundError, PrerequisiteError, UnreachableError, VmcoalError
 from vmcoal.holding.client import ChildState, Holder
+from vmcoal.host.pci import PciBus
 from vmcoal.layout import VmFolders
 from vmcoal.machine.launch import HolderLauncher
 from vmcoal.metrics.controller import ControllerMetrics
@@ -78,6 +79,7 @@ async def assemble(
         engine=engine,
         local=LocalCopies(holder, folders),
         keeper=Keeper(spec.name, book, relink=relink, revoked=revoked, changed=changed),
+        pci=PciBus(),
         metrics=ControllerMetrics(spec.name),
         engine_choice=choice,
     )

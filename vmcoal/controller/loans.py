@@ -13,6 +13,7 @@ from vmcoal.model.lease import Lease, LeaseEvent, LeaseState, ResourceKind, adva
 from vmcoal.model.link import Link
 from vmcoal.model.machine import Engine, MachineSpec
 from vmcoal.model.paging import HOME, LOCAL, LossPolicy
+from vmcoal.model.pci import HostDriver
 
 
 class Loan(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,7 +24,8 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True):
     attached with, whoever has its pages by now; ``number`` is the place of this lease's bytes there. A ``copy`` is a
     second lease of a region; the device is the other one's. ``replicas`` is in how many places the region's pages are
     wanted, ``on_loss`` what touching a lost one does. CPU: ``cpu_engine`` and ``core``, the slot of the node.
-    GPU: ``gpu`` what it is, ``device`` its PCI function and ``address`` where the guest has it.
+    GPU: ``gpu`` what it is, ``device`` its PCI function and ``address`` where the guest has it; one of this host also
+    ``host``, its address here, its IOMMU ``group``, and what its functions had ``before``.
     ``problem`` says what is wrong with it, for people. ``since`` is the time of the grant, seconds since the epoch.
     """
 
@@ -48,6 +50,9 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True):
     core: int = 0
     gpu: GpuDevice | None = None
     address: str = ""
+    host: str = ""
+    group: str = ""
+    before: tuple[HostDriver, ...] = ()
     problem: str | None = None
 
     def __post_init__(self) -> None:
@@ -79,6 +84,11 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True):
     def is_gpu(self) -> bool:
         """Whether it is a GPU lease."""
         return self.lease.kind is ResourceKind.GPU
+
+    @property
+    def is_passthrough(self) -> bool:
+        """Whether it is a PCI function of this host, which the guest has by VFIO."""
+        return bool(self.host)
 
 
 class LoanBook:
@@ -242,6 +252,7 @@ def _attachment(lender: str, node: int, loans: list[Loan], spec: MachineSpec) ->
                 gpu=loan.gpu,
                 device=loan.device,
                 address=loan.address,
+                host=loan.host,
                 state=loan.state,
                 lease_state=loan.lease.state,
             )

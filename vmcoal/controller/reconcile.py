@@ -11,7 +11,7 @@ import logging
 
 import msgspec
 
-from vmcoal.controller import gpu
+from vmcoal.controller import gpu, passthrough
 from vmcoal.controller.detach import give_back
 from vmcoal.controller.journal import OpenStep
 from vmcoal.controller.loans import Loan
@@ -73,13 +73,16 @@ async def reconcile(vm: Vm) -> list[str]:
         if loan.id in gone or (loan.is_cpu and loan.state is AttachmentState.DETACHING):
             try:
                 # Its device is gone, but the controller may have been killed before it deleted the backend.
-                if loan.is_gpu:
+                if loan.is_gpu and not loan.is_passthrough:
                     await gpu.leave(vm, loan, deadline=10.0)
                 if loan.is_memory:
                     await memory.ensure_unplugged(vm.qmp, loan.device, loan.backend, deadline=10.0)
                 told += [f"lease {loan.id} had left the guest and was given back", *await give_back(vm, loan)]
             except VmcoalError as error:
                 told.append(f"lease {loan.id} could not be given back: {error}")
+            continue
+        if loan.is_passthrough:
+            await passthrough.settle(vm, loan)
             continue
         if loan.is_gpu:
             if await gpu.settle(vm, loan):

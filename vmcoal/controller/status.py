@@ -149,6 +149,8 @@ def _nodes(vm: Vm, plugged: PluggedState | None, guest: GuestTopology | None) ->
                 memory_online=online_memory.get(far.node, 0) if guest else None,
                 cpu_slots=far.cpus,
                 memory_headroom=far.memory,
+                pci_ports=far.ports,
+                gpu_window=far.gpu_window,
             )
         )
     return tuple(rows)

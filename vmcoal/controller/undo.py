@@ -23,6 +23,7 @@ from vmcoal.model.guest import MemorySpan
 from vmcoal.model.lease import LeaseEvent, ResourceKind
 from vmcoal.model.machine import CpuMode
 from vmcoal.model.paging import LossPolicy
+from vmcoal.model.pci import HostDriver
 
 log = logging.getLogger(__name__)
 
@@ -182,6 +183,10 @@ def undos(vm: Vm) -> dict[str, Undo]:
         loan = vm.book.get(data["lease"])
         await gpu.unplug(vm, data["lease"], loan.address if loan else "", deadline=_DEADLINE)
 
+    async def take_pci(data: dict[str, Any]) -> None:
+        functions = msgspec.convert(data["functions"], tuple[HostDriver, ...])
+        await vm.pci.give_back(functions)
+
     async def show_gpu(data: dict[str, Any]) -> None:
         await gpu.hide(vm, data["lease"])
 
@@ -212,6 +217,7 @@ def undos(vm: Vm) -> dict[str, Undo]:
         "offline-cpus": offline_cpus,
         "drain": drain,
         "serve-gpu": serve_gpu,
+        "take-pci": take_pci,
         "plug-gpu": plug_gpu,
         "show-gpu": show_gpu,
         "hide-gpu": hide_gpu,

@@ -17,6 +17,7 @@ from vmcoal.controller.loans import LoanBook
 from vmcoal.errors import ConflictError, UnreachableError
 from vmcoal.guest.channel import Agent
 from vmcoal.holding.client import Holder
+from vmcoal.host.pci import PciBus
 from vmcoal.layout import VmFolders
 from vmcoal.machine.seam import Launcher, Monitor
 from vmcoal.metrics.controller import ControllerMetrics
@@ -48,6 +49,7 @@ class Vm:
     engine: MemoryEngine
     local: LocalCopies
     keeper: Keeper
+    pci: PciBus
     metrics: ControllerMetrics
     monitor: Monitor | None = None
     agent: Agent | None = None

@@ -37,6 +37,7 @@ SOCKETS = ("qmp", "console", *(f"agent{number}" for number in range(CHANNELS)))
 _EMULATED = "max,la57=off"
 _SMALLEST = 768 * MIB
 _TRANSLATIONS = 192  # MiB of translated code under TCG; QEMU's own default is 1 GiB for each host
+_FUNCTION = {"bochs-display": "bochs-display", "edu": "edu,dma_mask=0xffffffffff"}  # its own reaches 256 MiB
 _FIRST_FUNCTION, _SERIAL, _RNG, _FIRST_DISK = 0x10, 3, 4, 5
 
 
@@ -107,7 +108,7 @@ def host_argv(spec: HostSpec, fds: Mapping[str, int], network: Sequence[str] = (
         argv += ["-blockdev", json.dumps(node, separators=(",", ":"))]
         argv += ["-device", f"virtio-blk-pci,drive=disk{index},addr={_FIRST_DISK + index:#x}"]
     for index, function in enumerate(spec.functions):
-        argv += ["-device", f"{function},id=function{index},addr={_FIRST_FUNCTION + index:#x}"]
+        argv += ["-device", f"{_FUNCTION[function]},id=function{index},addr={_FIRST_FUNCTION + index:#x}"]
     return [*argv, *network]
 
 

@@ -36,7 +36,6 @@ _QGA_PORT = "org.qemu.guest_agent.0"
 _VGA, _NET, _SERIAL, _RNG, _USB, _BOOT_DISK, _SEED, _FIRST_DISK = 1, 2, 3, 4, 5, 6, 7, 8
 _FIRST_MEMORY_PORT, _FIRST_EXPANDER = 0x0E, 0x10
 _MEMORY_CHASSIS = 0x80
-_PREFETCHABLE = 512
 _MMIO_MAX = 64  # MiB of 32-bit window for each root port
 _MMIO_TOTAL = 768  # what of the gap below 4 GiB (about 1004 MiB on q35) the root ports may share
 
@@ -283,14 +282,18 @@ def _memory_ports(spec: MachineSpec) -> list[str]:
 def _expanders(spec: MachineSpec) -> list[str]:
     argv: list[str] = []
     ports = sum(far.ports for far in spec.far_nodes)
-    reserve = f"io-reserve=0,mem-reserve={mmio_reserve(ports)}M,pref64-reserve={_PREFETCHABLE}M"
+    low = f"io-reserve=0,mem-reserve={mmio_reserve(ports)}M"
     slot = len(spec.far_nodes)
     for index, far in enumerate(spec.far_nodes):
         argv += ["-device", _expander(far, _FIRST_EXPANDER + index)]
+        window = far.gpu_window // MIB
         for port in range(far.ports):
             slot += 1  # guests name hotplug slots by this number alone, so it is unique in the machine
             where = f"bus={names.expander_id(far.node)},chassis={far.node},slot={slot},addr={port:#x}"
-            argv += ["-device", f"pcie-root-port,id={names.port_id(far.node, port)},{where},{reserve}"]
+            argv += [
+                "-device",
+                f"pcie-root-port,id={names.port_id(far.node, port)},{where},{low},pref64-reserve={window}M",
+            ]
     return argv
 
 

@@ -18,9 +18,16 @@ _RETRY = 0.25
 
 
 async def plug(
-    monitor: Monitor, far: FarNode, driver: str, device: str, props: Mapping[str, Any], *, deadline: float
+    monitor: Monitor,
+    far: FarNode,
+    driver: str,
+    device: str,
+    props: Mapping[str, Any],
+    *,
+    deadline: float,
+    slow: bool = False,
 ) -> str:
-    """Plug a ``driver`` device behind a free root port of ``far`` and return the port's id.
+    """Plug a ``driver`` device behind a free root port of ``far`` and return the port's id; see `plug_into`.
 
     The guest needs a moment more to find the device. It should use MSI or MSI-X: legacy interrupts from behind an
     expander do not arrive. Raises `ConflictError` where no port is free, `RefusedError`, `DeadlineError`,
@@ -28,22 +35,31 @@ async def plug(
     """
     clock = Clock(deadline)
     port = await free_port(monitor, far, deadline=clock.command())
-    await plug_into(monitor, port, driver, device, props, deadline=max(1.0, clock.left))
+    await plug_into(monitor, port, driver, device, props, deadline=max(1.0, clock.left), slow=slow)
     return port
 
 
 async def plug_into(
-    monitor: Monitor, port: str, driver: str, device: str, props: Mapping[str, Any], *, deadline: float
+    monitor: Monitor,
+    port: str,
+    driver: str,
+    device: str,
+    props: Mapping[str, Any],
+    *,
+    deadline: float,
+    slow: bool = False,
 ) -> None:
     """Plug a ``driver`` device behind root port ``port``, trying again while that is busy with its last plug or unplug.
 
-    Raises `RefusedError`, `DeadlineError`, `UnreachableError`.
+    ``slow``: QEMU may take all of the deadline for the command, as for one that pins memory. Raises `RefusedError`,
+    `DeadlineError`, `UnreachableError`.
     """
     clock = Clock(deadline)
     with translated(f"plug {device} into {port}"):
         while True:
             try:
-                await commands.device_add(monitor, driver, device, {**props, "bus": port}, deadline=clock.command())
+                patience = max(1.0, clock.left) if slow else clock.command()
+                await commands.device_add(monitor, driver, device, {**props, "bus": port}, deadline=patience)
             except QmpCommandError as error:
                 if not is_busy(error) or not clock.left:
                     raise

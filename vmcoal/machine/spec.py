@@ -16,7 +16,7 @@ from vmcoal.errors import NotFoundError, PrerequisiteError, UsageError
 from vmcoal.layout import check_name
 from vmcoal.machine.firmware import find_uefi
 from vmcoal.model.engine import MemoryEngineName
-from vmcoal.model.machine import Accel, CpuMode, Disk, DiskBoot, FarNode, KernelBoot, MachineSpec, Net
+from vmcoal.model.machine import GPU_WINDOW, Accel, CpuMode, Disk, DiskBoot, FarNode, KernelBoot, MachineSpec, Net
 from vmcoal.model.units import GIB, MIB, format_size
 from vmcoal.policy.distance import FARTHEST, LOCAL, default_tiers
 
@@ -46,7 +46,8 @@ _MAX_APIC_ID = 254  # 255 is the broadcast; more needs x2APIC, which TCG lacks b
 _PHYSICAL_MODE = 9
 _MAX_SLOTS = 256  # ACPI_MAX_RAM_SLOTS
 _TCG_PHYS_BITS = 40
-_PORT_WINDOW = 512 * MIB + 64 * MIB
+_LOW_WINDOW = 64 * MIB
+_WIDEST_WINDOW = 512 * GIB
 _KERNEL_HEADER = 0x202  # "HdrS"; Linux Documentation/arch/x86/boot.rst
 _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _CPU_MODEL = re.compile(r"[A-Za-z0-9_.,+=-]{1,256}")
@@ -124,6 +125,7 @@ def make_spec(
     distances: Sequence[int] | None = None,
     dimm_slots: int = DIMM_SLOTS,
     ports: int | None = None,
+    gpu_window: int = GPU_WINDOW,
     disks: Sequence[Disk] = (),
     net: Net | None = None,
     display: str = "none",
@@ -135,10 +137,10 @@ def make_spec(
     """Return the spec of a new machine.
 
     ``memory`` and ``far_memory`` (headroom of each far node) in bytes; ``far_cpus`` vCPU slots and ``ports`` PCI root
-    ports (by default `PORTS`) of each far node; ``distances`` of the far nodes, nearest first, by default the tiers of
-    `vmcoal.policy.distance`; ``qemu_args`` the user's own arguments for QEMU; ``cpu_model`` by default ``host`` under
-    KVM and ``max`` under TCG; ``identity`` a UUID, by
-    default a new one. File names become absolute, a kernel's release is read from it where not given, and UEFI firmware
+    ports (by default `PORTS`) of each far node, each with ``gpu_window`` bytes of 64-bit window; ``distances`` of the
+    far nodes, nearest first, by default the tiers of `vmcoal.policy.distance`; ``qemu_args`` the user's own arguments
+    for QEMU; ``cpu_model`` by default ``host`` under KVM and ``max`` under TCG; ``identity`` a UUID, by default a new
+    one. File names become absolute, a kernel's release is read from it where not given, and UEFI firmware
     is looked up.
 
     Raises `UsageError` for what no host could do, `NotFoundError` for a missing file, `PrerequisiteError` for a QEMU
@@ -149,6 +151,7 @@ def make_spec(
     _check_amounts(cpus, memory, far_nodes, far_cpus, far_memory, dimm_slots)
     if ports is not None and not 1 <= ports <= MAX_PORTS:
         raise UsageError(f"a far node can have 1 to {MAX_PORTS} PCI ports, not {ports}", hint="leave it to the default")
+    _check_gpu_window(gpu_window)
     tiers = default_tiers(far_nodes) if distances is None else tuple(distances)
     _check_distances(tiers, far_nodes)
     net = net or Net()
@@ -169,7 +172,7 @@ def make_spec(
         cpus=cpus,
         memory=memory,
         far_nodes=tuple(
-            FarNode(index, far_cpus, far_memory, tiers[index - 1], spacing * index, ports or PORTS[accel])
+            FarNode(index, far_cpus, far_memory, tiers[index - 1], spacing * index, ports or PORTS[accel], gpu_window)
             for index in range(1, far_nodes + 1)
         ),
         dimm_slots=dimm_slots,
@@ -217,6 +220,14 @@ def _check_amounts(cpus: int, memory: int, far_nodes: int, far_cpus: int, far_me
         )
     if not 1 <= slots <= _MAX_SLOTS:
         raise UsageError(f"a machine can have 1 to {_MAX_SLOTS} DIMM slots, not {slots}", hint="the default is 32")
+
+
+def _check_gpu_window(size: int) -> None:
+    if not MIB <= size <= _WIDEST_WINDOW or size & (size - 1):
+        raise UsageError(
+            f"{format_size(max(size, 0))} cannot be the window of a PCI port",
+            hint=f"use a power of two from 1M to {_WIDEST_WINDOW // GIB}G: twice a GPU's memory, where all of it shows",
+        )
 
 
 def _check_distances(distances: tuple[int, ...], far_nodes: int) -> None:
@@ -335,11 +346,12 @@ def _check_address_space(spec: MachineSpec) -> None:
     """
     headroom = sum(far.memory for far in spec.far_nodes)
     slack = spec.dimm_slots * GIB if headroom else 0
-    windows = sum(far.ports for far in spec.far_nodes) * _PORT_WINDOW
+    windows = sum(far.ports * (far.gpu_window + _LOW_WINDOW) for far in spec.far_nodes)
     bits = _physical_bits(spec.accel)
     end = 5 * GIB + spec.memory + headroom + slack + windows
     if end > 1 << bits:
         raise UsageError(
-            f"{format_size(spec.memory + headroom)} of memory and headroom do not fit into {bits} address bits",
-            hint="use less --memory, --far-memory or --far-nodes",
+            f"{format_size(spec.memory + headroom)} of memory and headroom and {format_size(windows)} of windows for "
+            f"GPUs do not fit into {bits} address bits",
+            hint="use less --memory, --far-memory or --gpu-window, or fewer --far-nodes",
         )

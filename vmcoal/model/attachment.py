@@ -32,16 +32,18 @@ class AttachmentState(enum.StrEnum):
 
 
 class AttachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `vmcoal attach` asks for. ``memory`` in bytes; ``lender`` a paired lender's name or ``None`` for the only
-    one; ``node`` a far node, or ``None`` for the one whose tier fits the link; ``deadline`` in seconds. ``cache`` bytes
-    of all the VM's borrowed memory that may be on this host, ``None`` as it is; ``replicas`` 1 or 2 places for the
-    pages, the second one ``replica_on`` a lender, ``local`` (a file here), or ``None`` for the nearest other lender;
-    ``on_loss`` what touching a lost page does, ``None`` as it was tuned."""
+    """What `vmcoal attach` asks for. ``memory`` in bytes; ``gpu`` one of the lender's, ``pci`` the address of one of
+    this host; ``lender`` a paired lender's name or ``None`` for the only one; ``node`` a far node, or ``None`` for the
+    one whose tier fits the link; ``deadline`` in seconds. ``cache`` bytes of all the VM's borrowed memory that may be
+    on this host, ``None`` as it is; ``replicas`` 1 or 2 places for the pages, the second one ``replica_on`` a lender,
+    ``local`` (a file here), or ``None`` for the nearest other lender; ``on_loss`` what touching a lost page does,
+    ``None`` as it was tuned."""
 
     lender: str | None = None
     cpus: int = 0
     memory: int = 0
     gpu: bool = False
+    pci: str | None = None
     style: MemoryStyle = MemoryStyle.DIMM
     engine: Engine = Engine.LOCAL
     node: int | None = None
@@ -55,7 +57,7 @@ class AttachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 class DetachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What `vmcoal detach` asks for: from one lender (or all), all of it unless ``cpus``, ``memory`` or ``gpu`` (its
-    newest GPU) says how much.
+    newest GPU) says how much; or the function of this host with address ``pci``.
     ``force`` gives the lease back even if the guest did not let go."""
 
     lender: str | None = None
@@ -63,6 +65,7 @@ class DetachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cpus: int = 0
     memory: int = 0
     gpu: bool = False
+    pci: str | None = None
     deadline: float = 60.0
     force: bool = False
     dry_run: bool = False
@@ -99,13 +102,14 @@ class AttachedCpu(msgspec.Struct, frozen=True, kw_only=True):
 
 class AttachedGpu(msgspec.Struct, frozen=True, kw_only=True):
     """One GPU. ``engine`` how its calls are carried; ``device`` the QOM id of its PCI function, empty where it was lost
-    and unplugged; ``address`` where the guest has it."""
+    and unplugged; ``address`` where the guest has it, ``host`` where this host has it, if it is its own."""
 
     lease: str
     engine: str
     gpu: GpuDevice
     device: str
     address: str
+    host: str = ""
     state: AttachmentState
     lease_state: LeaseState
 

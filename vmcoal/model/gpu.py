@@ -13,6 +13,7 @@ class GpuKind(enum.StrEnum):
     GPU = "gpu"
     ACCELERATOR = "accelerator"
     CPU = "cpu"
+    PCI = "pci"  # another PCI function of the VM's own host
 
 
 class GpuDevice(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,6 +7,10 @@ import enum
 import msgspec
 
 from vmcoal.model.engine import MemoryEngineName
+from vmcoal.model.units import MIB
+
+GPU_WINDOW = 512 * MIB
+"""Bytes of 64-bit prefetchable window of a far node's PCI port: for a GPU whose memory shows through 256 MiB."""
 
 
 class Accel(enum.StrEnum):
@@ -40,7 +44,8 @@ class FarNode(msgspec.Struct, frozen=True):
     """One empty NUMA node that a lender's resources are plugged into.
 
     ``node`` the NUMA node id, also its socket id; ``cpus`` vCPU slots; ``memory`` headroom in bytes; ``distance`` its
-    SLIT distance to node 0; ``bus_nr`` the first PCI bus of its expander; ``ports`` root ports on it.
+    SLIT distance to node 0; ``bus_nr`` the first PCI bus of its expander; ``ports`` root ports on it, each with
+    ``gpu_window`` bytes for what is plugged there to show its memory through.
     """
 
     node: int
@@ -49,6 +54,7 @@ class FarNode(msgspec.Struct, frozen=True):
     distance: int
     bus_nr: int
     ports: int = 2
+    gpu_window: int = GPU_WINDOW
 
 
 class KernelBoot(msgspec.Struct, frozen=True, tag="kernel"):

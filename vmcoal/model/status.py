@@ -13,7 +13,10 @@ from vmcoal.model.machine import Accel, CpuMode
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One NUMA node: what QEMU has plugged and what the guest has online (``None``: the guest did not say)."""
+    """One NUMA node: what QEMU has plugged and what the guest has online (``None``: the guest did not say).
+
+    ``gpu_window`` bytes for a GPU's memory at each of its ``pci_ports``.
+    """
 
     node: int
     distance: int
@@ -24,6 +27,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     memory_online: int | None
     cpu_slots: int
     memory_headroom: int
+    pci_ports: int = 0
+    gpu_window: int = 0
 
 
 class VmStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,123 @@
+"""Functions of a host in its guest by VFIO: a real IOMMU driver, real KVM, and devices that QEMU emulates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from framework.one_host import LENDER, VM, OneHost, one_host
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+
+EDU, DISPLAY, DISK, SERIAL = "0000:00:10.0", "0000:00:11.0", "0000:00:05.0", "0000:00:03.0"
+PROGRAM = (Path(__file__).parents[1] / "framework" / "edu.py").read_text()
+BOOT = ("--accel", "kvm", "--cpus", "1", "--memory", "384M", "--far-nodes", "2", "--far-memory", "1G", "--net", "none")
+
+
+@pytest.fixture(scope="module")
+def host(request: pytest.FixtureRequest) -> Iterator[OneHost]:
+    with one_host(request, "12", memory=1536, iommu=True, functions=("edu", "bochs-display")) as made:
+        made.vmcoal("boot", VM, *BOOT, "--gpu-window", "32M")
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _everything_back(host: OneHost) -> Iterator[None]:
+    yield
+    if host.read("status", VM)["attachments"]:
+        host.vmcoal("detach", VM, "--all")
+
+
+def driver(host: OneHost, address: str) -> str:
+    return host.shell(f"basename $(readlink -e /sys/bus/pci/devices/{address}/driver || echo none)")
+
+
+def attach(host: OneHost, address: str, *options: str) -> Any:
+    return json.loads(host.vmcoal("attach", VM, "--gpu", f"pci:{address}", *options, "-o", "json"))
+
+
+def detach(host: OneHost, address: str) -> None:
+    host.vmcoal("detach", VM, "--gpu", f"pci:{address}")
+
+
+def refused(host: OneHost, address: str, *options: str) -> str:
+    """Attach what cannot be attached, and return what is said: the error and its hint."""
+    done = host.run("vmcoal", "attach", VM, *(("--gpu", f"pci:{address}") if address else ()), *options, code=None)
+    assert done.code not in (0, 70), done.text
+    said = done.stderr.decode()
+    assert "hint: " in said
+    return said
+
+
+def read(host: OneHost, address: str, name: str) -> str:
+    """Return an attribute of a function in the guest."""
+    return host.guest(VM, "cat", f"/sys/bus/pci/devices/{address}/{name}")
+
+
+def bind_console(host: OneHost, on: int) -> None:
+    host.shell(f"for one in /sys/class/vtconsole/*; do grep -q frame $one/name && echo {on} >$one/bind; done; true")
+
+
+def test_a_device_computes_and_copies_guest_memory(host: OneHost) -> None:
+    answer = attach(host, EDU)
+    assert answer["verified"]
+    (gpu,) = answer["attachment"]["gpus"]
+    assert (gpu["host"], gpu["engine"], gpu["state"]) == (EDU, "vfio", "attached")
+    assert driver(host, EDU) == "vfio-pci"
+    found = json.loads(host.guest(VM, "python3", "-c", PROGRAM, gpu["address"]))
+    assert found == {"id": 0x010000ED, "alive": True, "factorial": 720, "moved": 2048}
+    assert EDU in host.vmcoal("status", VM)
+    detach(host, EDU)
+    assert driver(host, EDU) == "none"
+    assert host.guest(VM, "ls", "/sys/bus/pci/devices").count(gpu["address"]) == 0
+
+
+def test_a_display_leaves_the_hosts_driver_and_comes_back_to_it(host: OneHost) -> None:
+    bind_console(host, 0)
+    assert driver(host, DISPLAY) == "bochs-drm"
+    gpu = attach(host, DISPLAY)["attachment"]["gpus"][0]
+    assert read(host, gpu["address"], "class") == "0x038000"
+    first = read(host, gpu["address"], "resource").splitlines()[0].split()
+    assert int(first[0], 16), "the BAR of 16 MiB has an address"
+    assert int(first[1], 16) - int(first[0], 16) == (16 << 20) - 1
+    detach(host, DISPLAY)
+    assert driver(host, DISPLAY) == "bochs-drm"
+
+
+@pytest.mark.soak
+def test_the_guest_knows_the_node(host: OneHost) -> None:
+    host.lend(LENDER, "--cpus", "1", "--memory", "128M")
+    node = json.loads(host.vmcoal("attach", VM, "--from", LENDER, "--cpus", "1", "-o", "json"))["attachment"]["node"]
+    gpu = attach(host, EDU, "--node", str(node))["attachment"]["gpus"][0]
+    assert read(host, gpu["address"], "numa_node") == str(node)
+    assert VM in refused(host, "", "--from", LENDER, "--memory", "128M")
+    detach(host, EDU)
+    host.vmcoal("detach", VM, "--all")
+    host.vmcoal("lend", "stop", "--name", LENDER, code=None)
+
+
+@pytest.mark.soak
+def test_a_killed_controller_gives_the_driver_back(host: OneHost) -> None:
+    bind_console(host, 0)
+    attach(host, DISPLAY)
+    host.shell("pkill -9 -f '[v]mcoal.controller'")
+    assert EDU not in host.vmcoal("status", VM)
+    detach(host, DISPLAY)
+    assert driver(host, DISPLAY) == "bochs-drm"
+
+
+def test_refusals(host: OneHost) -> None:
+    for address, words in (
+        ("0000:09:00.0", "this host has no PCI function 0000:09:00.0"),
+        ("0000:00:1f.0", "0000:00:1f.0 is a bridge"),
+        (DISK, "is mounted or in use"),
+    ):
+        assert words in refused(host, address)
+    bind_console(host, 1)
+    assert "its console is on it, fb0" in refused(host, DISPLAY)
+    assert driver(host, DISPLAY) == "bochs-drm"
+    assert driver(host, DISK) == "virtio-pci"
