@@ -221,7 +221,7 @@ def activity(vm: Vm) -> tuple[GpuActivity, ...]:
     """Return what the attached GPUs do, as far as it is counted."""
     found = []
     for loan in vm.book:
-        counted = opencl.counted(vm.folders, loan.id) if loan.is_gpu and loan.device else ()
+        counted = opencl.counted(vm.folders, loan.id) if loan.is_gpu and not loan.host and loan.device else ()
         if counted:
             bytes_out, bytes_in, calls, failed, busy, *latency = counted
             found.append(
