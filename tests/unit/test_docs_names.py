@@ -1,7 +1,8 @@
-"""What the documents name is there: every file, link, make target, command and option, and every symbol of vmcoal."""
+"""What the documents name is there: files, links, make targets, commands, options, symbols, and what vmcoal prints."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import shlex
@@ -105,3 +106,30 @@ def test_symbols_exist(page: Path) -> None:
         for part in rest:
             assert hasattr(found, part), f"{module} has no {part} of {name}"
             found = getattr(found, part)
+
+
+def spoken() -> str:
+    """Return every text of vmcoal's source; what an f-string puts in is a line break."""
+    found = []
+    for path in (ROOT / "vmcoal").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(str(p.value) if isinstance(p, ast.Constant) else "\n" for p in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_what_troubleshooting_quotes_is_what_vmcoal_prints() -> None:
+    text, quotes = spoken(), 0
+    for line in (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").splitlines():
+        seen = line.removeprefix("| ").partition(" | ")[0] if line.startswith("| ") else ""
+        for quote in re.findall(r"`([^`]+)`", seen):
+            if quote.startswith(("vmcoal ", "--")):
+                continue
+            # names, sizes and what is left out stand for what an f-string puts in
+            for part in re.split(r"…|\b(?:attic|web|slow|gpu|VM|[0-9.]+)\b", quote):
+                if len(part.strip(" :(),")) > 4:
+                    assert part.strip(" :()") in text, quote
+                    quotes += 1
+    assert quotes > 20

@@ -37,7 +37,7 @@ async def vm_status(vm: Vm, *, controller_pid: int) -> VmStatus:
             info = await vm.agent.info(deadline=3.0)
             guest = await vm.agent.topology(deadline=3.0)
         except VmcoalError as error:
-            degraded.append(f"the guest's agent does not answer: {error}")
+            degraded.append(f"the guest's agent does not answer: {error}; see: vmcoal logs {vm.spec.name} console")
     activity, paged = await paging(vm)
     degraded += _troubles(vm) + paged
     children = {child.id: child for child in await vm.holder.list()}
