@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vmcoal.errors import InternalError, PrerequisiteError, RefusedError, VmcoalError, WireError
 from vmcoal.fabric import messages as m
 from vmcoal.fabric.wire import (
+    SHORTEST_HEARTBEAT,
     LineBuffer,
     ProtocolBreach,
     check_version,
@@ -31,7 +32,7 @@ names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?", fullmatch=True)
 lease_ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", fullmatch=True)
 epochs = st.integers(0, (1 << 53) - 1)
 seconds = st.floats(0, 366 * 86400.0)
-positive = st.floats(0.001, 366 * 86400.0)
+positive = st.floats(SHORTEST_HEARTBEAT, 366 * 86400.0)
 amounts = st.integers(1, 1 << 52)
 software = st.from_regex(r"[ -~]{0,64}", fullmatch=True)
 boot_ids = st.just("") | st.uuids().map(str)
@@ -199,6 +200,15 @@ def test_anything_else_is_refused_and_nothing_worse(decode: typing.Callable[[byt
         assert VmcoalError.from_wire(breach.to_wire()).exit_code == RefusedError.exit_code
     else:
         assert isinstance(message, tuple(MESSAGES))
+
+
+@pytest.mark.parametrize("heartbeat", [0.0, 1e-300, 0.001])
+def test_a_lender_does_not_make_a_borrower_spin(heartbeat: float) -> None:
+    lease = Lease(
+        "l1", ResourceKind.CPU, 1, 1, LeaseState.GRANTED, 1, "a", "b", "vm", LeaseTerms(60.0, heartbeat, 60.0)
+    )
+    with pytest.raises(ProtocolBreach, match="too short"):
+        decode_from_lender(encode(m.LeaseReply(id=1, lease=lease)))
 
 
 @pytest.mark.parametrize("decode", DECODERS)

@@ -23,6 +23,8 @@ from vmcoal.model.lease import Lease, LeaseTerms, Offer, ResourceKind
 
 LARGEST_AMOUNT = 1 << 52
 LONGEST_SECONDS = 366 * 86400.0
+SHORTEST_HEARTBEAT = 0.01
+"""Seconds; a borrower sends them as often as its lender wants."""
 _LONGEST_TEXT = 1000
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _EXPORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
@@ -181,7 +183,7 @@ def _need_seconds(value: float, request: int = 0) -> None:
 def _check_terms(terms: LeaseTerms) -> None:
     for value in (terms.ttl, terms.heartbeat, terms.grace):
         _need_seconds(value)
-    _need(terms.ttl > 0 and terms.heartbeat > 0, "a TTL or heartbeat of zero")
+    _need(terms.ttl > 0 and terms.heartbeat >= SHORTEST_HEARTBEAT, "a TTL or heartbeat that is too short")
 
 
 def _check_lease(lease: Lease) -> None:
