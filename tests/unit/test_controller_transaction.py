@@ -30,12 +30,15 @@ class World:
         self.there: list[str] = []
         self.undone: list[str] = []
         self.refuses: set[str] = set()
+        self.breaks: dict[str, Exception] = {}
         self.told: list[tuple[int, int, str]] = []
 
     def undos(self) -> dict[str, Any]:
         async def undo(data: dict[str, Any]) -> None:
             if data["what"] in self.refuses:
                 raise UnreachableError("gone")
+            if data["what"] in self.breaks:
+                raise self.breaks[data["what"]]
             self.undone.append(data["what"])
 
         return {"a": undo, "b": undo, "c": undo}
@@ -80,6 +83,16 @@ async def test_what_cannot_be_undone_is_said(journal: Journal) -> None:
         await run(journal, world, "abc", error=RefusedError("no", left="a DIMM"))
     assert world.undone == ["c", "a"]
     assert caught.value.left == "a DIMM; b: gone"
+    assert [event["name"] for event in journal.history(1)] == ["failed"]
+
+
+async def test_a_defect_in_an_undo_does_not_stop_the_others(journal: Journal) -> None:
+    world = World()
+    world.breaks = {"c": ValueError("a defect"), "b": PermissionError(1, "not yours")}
+    with pytest.raises(RefusedError) as caught:
+        await run(journal, world, "abc", error=RefusedError("no"))
+    assert world.undone == ["a"]
+    assert caught.value.left == "c: ValueError('a defect'); b: PermissionError(1, 'not yours')"
     assert [event["name"] for event in journal.history(1)] == ["failed"]
 
 

@@ -96,6 +96,9 @@ async def undo_steps(journal: Journal, undos: dict[str, Undo], op: int, steps: l
         except VmcoalError as error:
             log.warning("cannot undo %s: %s", step.name, error)
             left.append(f"{step.name}: {error}")
+        except Exception as error:  # a defect in one undo must not keep the others from being done
+            log.exception("cannot undo %s", step.name)
+            left.append(f"{step.name}: {error!r}")
         else:
             journal.undone(op, step.name)
     steps.clear()
