@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,8 @@ class FakeLender:
         self.rtt = rtt
         self.same_host = True
         self.reachable = True
+        self.lies: Callable[[str, Lease], Lease] = lambda call, lease: lease
+        """Changes the lease of an answer to the call ``request``, ``report`` or ``resize``."""
         self.book = LeaseBook(name, Capacity(cpus, memory), new_id=lambda: f"{name}{next(numbers):04d}")
 
     def held(self) -> list[Lease]:
@@ -251,11 +253,11 @@ class FakeSession:
         if entry.lease.state == "requested":
             entry = book.granted(now, entry.lease.id, port=10809 if kind is ResourceKind.MEMORY else 0)
         server = MemoryServer(port=10809, export="e", psk_identity="i", psk="00") if entry.port else None
-        return Granted(id=1, lease=entry.lease, memory=server)
+        return Granted(id=1, lease=self._lender.lies("request", entry.lease), memory=server)
 
     async def report(self, lease: str, epoch: int, event: str) -> Lease:
         await self._call(f"report {event}")
-        return self._lender.book.report(time.monotonic(), lease, epoch, "me", event).lease
+        return self._lender.lies("report", self._lender.book.report(time.monotonic(), lease, epoch, "me", event).lease)
 
     async def resume(self, lease: str, epoch: int, *, deadline: float = 10.0) -> Granted:
         await self._call("resume")
@@ -265,7 +267,8 @@ class FakeSession:
 
     async def resize(self, lease: str, epoch: int, committed: int) -> Lease:
         await self._call("resize")
-        return self._lender.book.resize(time.monotonic(), lease, epoch, "me", committed).lease
+        now = time.monotonic()
+        return self._lender.lies("resize", self._lender.book.resize(now, lease, epoch, "me", committed).lease)
 
     async def release(self, lease: str, epoch: int) -> Lease:
         await self._call("release")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -27,7 +28,7 @@ from vmcoal.errors import (
 )
 from vmcoal.model.attachment import AttachmentState, AttachRequest, DetachRequest, MemoryStyle, Plan
 from vmcoal.model.guest import Room
-from vmcoal.model.lease import LeaseState
+from vmcoal.model.lease import Lease, LeaseState, ResourceKind
 from vmcoal.model.machine import CpuMode, Engine
 from vmcoal.model.units import GIB, MIB
 
@@ -76,6 +77,46 @@ async def test_there_and_back(tmp_path: Path, mode: CpuMode) -> None:
         back = await detached(world, vm)
         assert (back.cpus_removed, back.memory_removed, back.remaining) == (2, 256 * MIB, ())
         assert world.leftovers() == []
+
+
+@pytest.mark.parametrize("request_", [BOTH, GRANULAR], ids=["dimm", "granular"])
+async def test_an_answer_does_not_change_what_was_granted(world: FakeVm, request_: AttachRequest) -> None:
+    def lie(call: str, lease: Lease) -> Lease:
+        if call == "request":
+            return lease
+        other = ResourceKind.CPU if lease.kind is ResourceKind.MEMORY else ResourceKind.MEMORY
+        return msgspec.structs.replace(lease, kind=other, amount=64 * GIB, committed=32 * GIB, epoch=7, lender="home")
+
+    world.lenders["attic"].lies = lie
+    vm = world.controller()
+    await attached(world, vm, request_)
+    if request_ is GRANULAR:
+        await attached(world, vm, request_)
+    (memory,) = vm.book.of("attic", ResourceKind.MEMORY)
+    granted = world.lenders["attic"].book.entry(memory.id).lease
+    assert (memory.lease.amount, memory.lease.epoch) == (granted.amount, granted.epoch)
+    assert memory.lease.committed <= granted.amount
+    assert len(vm.book) == 1 + request_.cpus
+    if request_ is BOTH:  # a virtio-mem device stays, emptied
+        await detached(world, vm)
+        assert world.leftovers() == []
+
+
+async def test_one_id_for_several_leases_is_refused(world: FakeVm) -> None:
+    granted: list[Lease] = []
+
+    def lie(call: str, lease: Lease) -> Lease:
+        granted.append(msgspec.structs.replace(lease, id="x1"))
+        return granted[-1]
+
+    lender = world.lenders["attic"]
+    lender.lies = lie
+    lender.book.report = lambda *args: SimpleNamespace(lease=granted[-1])  # type: ignore[assignment, method-assign]
+    vm = world.controller()
+    with pytest.raises(RefusedError, match="an id that cannot be used"):
+        await attach(vm, AttachRequest(cpus=2, deadline=10.0), world.report)
+    assert len(vm.book) == 0
+    assert [left for left in world.leftovers() if not left.startswith("lease ")] == []
 
 
 async def test_again_and_again_leaves_nothing_more(tmp_path: Path, mode: CpuMode) -> None:

@@ -14,7 +14,7 @@ from vmcoal.errors import NotFoundError, RefusedError, UnreachableError
 from vmcoal.fabric.messages import Granted
 from vmcoal.fabric.session import LenderSession
 from vmcoal.model.attachment import AttachmentState
-from vmcoal.model.lease import LeaseEvent, ResourceKind
+from vmcoal.model.lease import LeaseEvent, ResourceKind, answered
 
 _LEASE_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _REQUEST_DEADLINE = 30.0
@@ -28,20 +28,22 @@ async def borrow(
     async with trans.step("lease", lender=session.name, token=token, kind=kind, amount=amount, committed=committed):
         granted = await session.request(kind, amount, committed=committed, token=token, deadline=_REQUEST_DEADLINE)
     lease = granted.lease
+    known = vm.book.knows(lease.id) or any(lease.id == other for other, _ in vm.granted.values())
     vm.granted[token] = lease.id, lease.epoch
-    if not _LEASE_ID.fullmatch(lease.id) or vm.book.knows(lease.id):
+    if not _LEASE_ID.fullmatch(lease.id) or known:
         raise RefusedError(f"{session.name} gave a lease an id that cannot be used", host=session.name)
     if kind is ResourceKind.MEMORY and granted.memory is None:
         raise RefusedError(f"{session.name} granted memory without a server", host=session.name)
-    lease = await session.report(lease.id, lease.epoch, LeaseEvent.ATTACH)
-    return msgspec.structs.replace(granted, lease=lease)
+    reply = await session.report(lease.id, lease.epoch, LeaseEvent.ATTACH)
+    return msgspec.structs.replace(granted, lease=answered(lease, reply))
 
 
 async def settle(vm: Vm, session: LenderSession, loan: Loan) -> None:
     """Tell the lender that the guest has what it lent."""
     reply = await session.report(loan.id, loan.lease.epoch, LeaseEvent.PLUGGED)
     current = vm.book.get(loan.id) or loan
-    vm.book.put(msgspec.structs.replace(current, state=AttachmentState.ATTACHED, lease=reply))
+    lease = answered(current.lease, reply)
+    vm.book.put(msgspec.structs.replace(current, state=AttachmentState.ATTACHED, lease=lease))
 
 
 async def release(vm: Vm, loan: Loan) -> str | None:

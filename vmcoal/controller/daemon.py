@@ -292,7 +292,7 @@ class Controller:
 
     def _revoked(self, revoke: Revoke, lender: str) -> None:
         loan = self.vm.book.get(revoke.lease)
-        if loan is None or loan.lease.epoch != revoke.epoch:
+        if loan is None or (loan.lease.lender, loan.lease.epoch) != (lender, revoke.epoch):
             return
         with contextlib.suppress(IllegalTransitionError):
             self.vm.book.put(moved(loan, LeaseEvent.REVOKE))

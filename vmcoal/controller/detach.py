@@ -29,7 +29,7 @@ from vmcoal.errors import NotFoundError, RefusedError, UnreachableError, UsageEr
 from vmcoal.machine import cpu, memory, virtio_mem
 from vmcoal.model.attachment import AttachmentState, DetachRequest, MemoryStyle, Plan, Step
 from vmcoal.model.guest import MemorySpan
-from vmcoal.model.lease import LeaseEvent, ResourceKind
+from vmcoal.model.lease import LeaseEvent, ResourceKind, answered
 from vmcoal.model.machine import CpuMode
 from vmcoal.model.paging import LOCAL
 from vmcoal.model.units import format_size
@@ -417,11 +417,12 @@ async def _shrink_leases(vm: Vm, loan: Loan, committed: int) -> None:
         try:
             session = await vm.keeper.session(place.lease.lender, deadline=5.0)
             await session.resize(place.id, place.lease.epoch, committed)
-            lease = await session.report(place.id, place.lease.epoch, LeaseEvent.PLUGGED)
+            reply = await session.report(place.id, place.lease.epoch, LeaseEvent.PLUGGED)
         except UnreachableError as error:
             log.warning("lease %s keeps its size: %s", place.id, error)
         else:
-            vm.book.put(msgspec.structs.replace(vm.book.get(place.id) or place, lease=lease))
+            current = vm.book.get(place.id) or place
+            vm.book.put(msgspec.structs.replace(current, lease=answered(current.lease, reply)))
 
 
 async def give_back(vm: Vm, loan: Loan, *, qemu_ended: bool = False) -> list[str]:

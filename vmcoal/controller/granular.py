@@ -15,6 +15,7 @@ from vmcoal.errors import ConflictError, ExecutionError
 from vmcoal.machine import virtio_mem
 from vmcoal.model.attachment import AttachRequest
 from vmcoal.model.guest import MemorySpan
+from vmcoal.model.lease import answered
 from vmcoal.model.machine import FarNode
 from vmcoal.model.units import format_size
 
@@ -58,8 +59,8 @@ async def grow(vm: Vm, request: AttachRequest, loan: Loan, trans: Transaction) -
             session = await vm.keeper.session(place.lease.lender)
             epoch = place.lease.epoch
             async with trans.step("commit", lender=session.name, lease=place.id, epoch=epoch, before=loan.size):
-                lease = await session.resize(place.id, epoch, total)
-            vm.book.put(msgspec.structs.replace(place, lease=lease))
+                reply = await session.resize(place.id, epoch, total)
+            vm.book.put(msgspec.structs.replace(place, lease=answered(place.lease, reply)))
     trans.say(f"grow node {loan.node} to {format_size(total)}")
     async with trans.step("resize", device=loan.device, before=loan.size):
         await _resize(vm, loan.device, total, request.deadline, trans)

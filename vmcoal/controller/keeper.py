@@ -133,6 +133,7 @@ class Keeper:
                     await self._resume(lender, session)
                 retry = _RETRY_FIRST
                 await self._beat(lender, session)
+                await asyncio.sleep(_RETRY_FIRST)  # else a lender that ends each session at once keeps this busy
             except (VmcoalError, OSError) as error:
                 self._lost(lender, error)
                 await self._hang_up(lender)

@@ -20,7 +20,7 @@ from vmcoal.errors import ConflictError, NotFoundError, RefusedError, Unreachabl
 from vmcoal.machine import cpu, memory, virtio_mem
 from vmcoal.model.attachment import AttachmentState
 from vmcoal.model.guest import MemorySpan
-from vmcoal.model.lease import LeaseEvent, ResourceKind
+from vmcoal.model.lease import LeaseEvent, ResourceKind, answered
 from vmcoal.model.machine import CpuMode
 from vmcoal.model.paging import LossPolicy
 from vmcoal.model.pci import HostDriver
@@ -139,9 +139,10 @@ def undos(vm: Vm) -> dict[str, Undo]:
         if loan is not None and not loan.leased:
             return
         session = await vm.keeper.session(data["lender"])
-        lease = await session.resize(data["lease"], data["epoch"], data["before"])
+        reply = await session.resize(data["lease"], data["epoch"], data["before"])
         if loan is not None:
-            vm.book.put(msgspec.structs.replace(vm.book.get(loan.id) or loan, lease=lease))
+            loan = vm.book.get(loan.id) or loan
+            vm.book.put(msgspec.structs.replace(loan, lease=answered(loan.lease, reply)))
 
     async def plug_cpu(data: dict[str, Any]) -> None:
         # Under TCG device_del of a vCPU kills QEMU: there it stays, parked, for the next attach.
@@ -174,7 +175,7 @@ def undos(vm: Vm) -> dict[str, Undo]:
         except (UnreachableError, RefusedError) as error:
             log.warning("%s", error)
         else:
-            vm.book.put(msgspec.structs.replace(loan, lease=reply))
+            vm.book.put(msgspec.structs.replace(loan, lease=answered(loan.lease, reply)))
 
     async def serve_gpu(data: dict[str, Any]) -> None:
         await gpu.end_way(vm, data["lease"])

@@ -174,6 +174,13 @@ class Lease(msgspec.Struct, frozen=True):
     terms: LeaseTerms = LeaseTerms()
 
 
+def answered(lease: Lease, reply: Lease) -> Lease:
+    """Return a borrower's ``lease`` after an answer of its lender, which may change its state, its terms and what it
+    counts as in use; what was granted stays what it was."""
+    committed = min(reply.committed, lease.amount)
+    return msgspec.structs.replace(lease, state=reply.state, terms=reply.terms, committed=committed)
+
+
 class Offer(msgspec.Struct, frozen=True):
     """What a lender would lend now: free vCPUs, bytes and GPUs, and what it has in all. ``gpus`` the free ones, in the
     order in which they are lent."""

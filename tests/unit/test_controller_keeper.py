@@ -1,0 +1,69 @@
+"""What a lender that does not behave can do to the sessions and the leases of a VM."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from framework.fake_vm import FakeKeeper, FakeSession, FakeVm, fake_vm
+from vmcoal.controller.attach import attach
+from vmcoal.controller.daemon import Controller
+from vmcoal.fabric.messages import Revoke
+from vmcoal.model.attachment import AttachRequest
+from vmcoal.model.lease import LeaseState
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[FakeVm]:
+    with fake_vm(tmp_path) as vm:
+        yield vm
+
+
+class EndsAtOnce(FakeSession):
+    """A session that its lender ends after the first heartbeat."""
+
+    async def events(self) -> AsyncIterator[Any]:
+        for nothing in ():
+            yield nothing
+
+    async def wait_closed(self) -> None:
+        pass
+
+
+async def test_a_lender_that_ends_every_session_is_not_asked_without_end(
+    world: FakeVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmcoal.controller.keeper._RETRY_FIRST", 1e6)
+    vm = world.controller()
+    await attach(vm, AttachRequest(cpus=1, deadline=10.0), world.report)
+    sessions: list[EndsAtOnce] = []
+
+    class Counts(FakeKeeper):
+        async def session(self, lender: str, *, deadline: float = 10.0) -> Any:
+            sessions.append(EndsAtOnce(self._lenders[lender], self._vm, self._fuse))
+            return sessions[-1]
+
+    keeper = Counts("web", vm.book, world.lenders, world.fuse)
+    task = asyncio.create_task(keeper._keep("attic"))
+    for _ in range(500):
+        await asyncio.sleep(0)
+    assert len(sessions) == 1
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_lender_takes_back_only_what_it_lent(world: FakeVm) -> None:
+    vm = world.controller()
+    await attach(vm, AttachRequest(cpus=1, deadline=10.0), world.report)
+    (loan,) = vm.book
+    controller = Controller(world.spec, vm.folders)
+    controller._vm = vm
+    controller._revoked(Revoke(lease=loan.id, epoch=loan.lease.epoch, deadline=0.0, reason="mine"), "cellar")
+    assert not controller._tasks
+    assert [x.lease.state for x in vm.book] == [LeaseState.ACTIVE]
