@@ -80,9 +80,17 @@ class Program:
     def wrong_pages(self) -> int:
         """Return how many of its pages are wrong, once it has seen them all."""
         self.ask()
+        return self.told()
+
+    def told(self) -> int:
+        """Return what it answers when it was asked."""
         line = self._line()
         assert line.endswith("wrong pages"), line
         return int(line.split()[0])
+
+    def ended(self) -> int:
+        """Return its exit code, once it has ended by itself."""
+        return self._process.wait(PATIENCE)
 
     def end(self) -> None:
         """End it."""
@@ -207,7 +215,7 @@ class Lab:
         """Start a program in the guest that holds ``size`` MiB of ``node``."""
         return Program(self, node, size)
 
-    def wait(self, look: Any, what: str, deadline: float = 120.0) -> Any:
+    def wait(self, look: Any, what: str, deadline: float = PATIENCE) -> Any:
         """Return what ``look`` returns as soon as it is true."""
         return until(look, what, deadline)
 

@@ -94,7 +94,7 @@ def test_up_passes_on_what_is_asked(asked: list[Any]) -> None:
     assert done.code == 0
     assert (
         done.out
-        == "lab lab is running: 2 hosts of 1 CPU and 2 GiB, Debian 12, tcg (no KVM here: there is no /dev/kvm)\n"
+        == "the lab is running: 2 hosts of 1 CPU and 2 GiB, Debian 12, tcg (no KVM here: there is no /dev/kvm)\n"
     )
     assert "[1/5] check this machine" in done.err
     assert "vmcoal lab shell host1" in done.err
@@ -168,7 +168,7 @@ def test_links_and_ends(asked: list[Any], exists: None) -> None:
     assert "next: vmcoal lab link host1 host2 wifi" in cut.err
     assert vmcoal("lab", "kill", "host2").code == 0
     assert vmcoal("lab", "down", "--all", "--name", "lab").code == 2
-    assert vmcoal("lab", "down").out == "lab lab is gone, 1 running host ended\n"
+    assert vmcoal("lab", "down").out == "the lab is gone, 1 running host ended\n"
     assert asked == [
         ("lab", "host1", "host2", PROFILES["wifi"], {"cut": False}),
         ("lab", "host2", "host1", None, {"cut": True}),

@@ -130,11 +130,18 @@ def reporting(shown: Steps) -> Report:
     return lambda number, text, fraction, detail: shown(Progress(number, STEPS, text, fraction, detail))
 
 
+def called(name: str) -> str:
+    """Return what a lab is called in a sentence; the one that nobody named is just the lab."""
+    from vmcoal.lab.state import DEFAULT_LAB
+
+    return "the lab" if name == DEFAULT_LAB else f"lab {name}"
+
+
 def ready_line(status: LabStatus) -> str:
     """Return one sentence on a lab that is up."""
     assert status.accel is not None
     return (
-        f"lab {status.name} is {status.state}: {counted(len(status.hosts), 'host')} of {counted(status.cpus, 'CPU')} "
+        f"{called(status.name)} is {status.state}: {counted(len(status.hosts), 'host')} of {counted(status.cpus, 'CPU')} "
         f"and {format_size(status.memory)}, Debian {status.flavor}, {status.accel.value} ({status.accel_reason})"
     )
 
@@ -167,7 +174,7 @@ def status_(name: str | None, form: str) -> None:
 def lab_text(status: LabStatus) -> str:
     """Return everything about one lab."""
     if status.accel is None:
-        lines = [f"lab {status.name} is {status.state}; vmcoal lab down --name {status.name} takes it away"]
+        lines = [f"{called(status.name)} is {status.state}; vmcoal lab down --name {status.name} takes it away"]
     else:
         lines = [ready_line(status)]
     if status.hosts:
@@ -339,7 +346,7 @@ def down(name: str | None, everything: bool, form: str) -> None:
         print_json(gone)
         return
     for each, hosts in gone.items():
-        click.echo(f"lab {each} is gone" + (f", {counted(len(hosts), 'running host')} ended" if hosts else ""))
+        click.echo(f"{called(each)} is gone" + (f", {counted(len(hosts), 'running host')} ended" if hosts else ""))
     if not gone:
         click.echo("there is no lab")
 
