@@ -140,8 +140,9 @@ def called(name: str) -> str:
 def ready_line(status: LabStatus) -> str:
     """Return one sentence on a lab that is up."""
     assert status.accel is not None
+    hosts = counted(len(status.hosts), "host")
     return (
-        f"{called(status.name)} is {status.state}: {counted(len(status.hosts), 'host')} of {counted(status.cpus, 'CPU')} "
+        f"{called(status.name)} is {status.state}: {hosts} of {counted(status.cpus, 'CPU')} "
         f"and {format_size(status.memory)}, Debian {status.flavor}, {status.accel.value} ({status.accel_reason})"
     )
 
