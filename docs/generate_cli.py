@@ -20,6 +20,7 @@ INTRODUCTION = "vmcoal grows a running VM with CPUs, memory and GPUs borrowed fr
 
 ENVIRONMENT = {
     "XDG_STATE_HOME, XDG_CACHE_HOME, XDG_CONFIG_HOME, XDG_RUNTIME_DIR": "Where vmcoal keeps its folders named vmcoal.",
+    "VMCOAL_SHM_DIR": "The tmpfs folder for lent bytes and for borrowed pages that are here, else /dev/shm/vmcoal-UID.",
     "VMCOAL_DEBUG": "1: show tracebacks, and let controllers and lenders log more.",
     "VMCOAL_BINDIR": "The folder of vmcoal's compiled parts, where they are not installed with it.",
 }

@@ -73,7 +73,7 @@ def runtime_home() -> Path:
 
 
 def shm_home() -> Path:
-    """Return the tmpfs folder that holds lenders' lent bytes: ``$VMCOAL_SHM_DIR``, else /dev/shm/vmcoal-UID."""
+    """Return the tmpfs folder of lent bytes and of borrowed pages: ``$VMCOAL_SHM_DIR``, else /dev/shm/vmcoal-UID."""
     value = os.environ.get("VMCOAL_SHM_DIR", "")
     return Path(value) if value.startswith("/") else Path(f"/dev/shm/vmcoal-{os.geteuid()}")  # noqa: S108
 
@@ -174,6 +174,16 @@ class VmFolders(QemuFolders):
     def qga_socket(self) -> Path:
         """Host end of qemu-guest-agent's virtio-serial port."""
         return self.runtime / "qga.sock"
+
+    @property
+    def pager_socket(self) -> Path:
+        """What the page engine is told through, while memory is borrowed."""
+        return self.runtime / "pager.sock"
+
+    @property
+    def pages(self) -> Path:
+        """Return the tmpfs folder of the borrowed pages that are on this host: a folder for each region."""
+        return shm_home() / f"vm-{self.state.name}"
 
     @property
     def console_socket(self) -> Path:

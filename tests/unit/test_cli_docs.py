@@ -86,7 +86,7 @@ def test_the_layout_page_is_the_layout() -> None:
     assert set(page["State of a lender"]) == names(lender, lender.state) | {"path", "lender.lock"}
     mount = vm.mount("LEASE")
     assert mount.parent == vm.runtime
-    assert set(page["Runtime of a VM"]) == names(vm, vm.runtime) | {"path", mount.name}
+    assert set(page["Runtime of a VM"]) == names(vm, vm.runtime) | {"path", mount.name, vm.gpu_socket("LEASE").name}
     assert set(page["Runtime of a lender"]) == names(lender, lender.runtime) | {"path"}
     host = layout.lab_host_folders("host1", "name")
     told = {Path(path).name for path in page["State of a lab"]} - {"path", "lab.json"}
@@ -94,7 +94,8 @@ def test_the_layout_page_is_the_layout() -> None:
     assert set(page["Runtime of a lab"]) == {"path"} | {
         f"HOST/{path.name}" for path in (host.holder_socket, *map(host.socket, ("qmp", "console", "agentN")))
     }
-    assert set(page["Lent bytes"]) == {"path", "LENDER-LEASE-GENERATION.mem"}
+    assert vm.pages == layout.shm_home() / "vm-name"
+    assert set(page["Lent and borrowed bytes"]) == {"path", "LENDER-LEASE-GENERATION.mem", "vm-NAME"}
     lent = layout.LenderFolders(Path("/r/LENDER"), Path("/s/LENDER")).memory("LEASE", "GENERATION")
     assert lent == layout.shm_home() / "LENDER-LEASE-GENERATION.mem"
     assert layout.config_file().name in page["Cache and configuration"]

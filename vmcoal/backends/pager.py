@@ -100,7 +100,7 @@ class PagerEngine:
     @property
     def socket(self) -> Path:
         """The pager's control socket."""
-        return self._folders.runtime / "pager.sock"
+        return self._folders.pager_socket
 
     def plan(self, lease: str, size: int) -> tuple[MemoryRegion, list[list[str]]]:
         """Return the region and the command line of the pager."""
@@ -346,7 +346,7 @@ class PagerEngine:
 
     @property
     def _home(self) -> Path:
-        return shm_home() / f"vm-{self._folders.state.name}"
+        return self._folders.pages
 
     def _folder(self, lease: str) -> Path:
         return self._home / lease
