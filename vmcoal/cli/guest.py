@@ -88,6 +88,10 @@ def shell(vm: str | None) -> None:
     run_in_guest(resolve_vm(vm), _SHELL, sys.stdin.isatty(), True, None)
 
 
+_TO_SAY_SO = 15.0
+"""Seconds that the controller may take, once a command's deadline is over, to end the command and tell of it."""
+
+
 def run_in_guest(name: str, argv: tuple[str, ...], terminal: bool, stdin: bool, deadline: float | None) -> None:
     """Run ``argv`` in VM ``name`` with this process's streams, and end this command with its exit code."""
     if terminal and not sys.stdin.isatty():
@@ -111,6 +115,7 @@ def run_in_guest(name: str, argv: tuple[str, ...], terminal: bool, stdin: bool, 
             on_output=_pass_on,
             stdin=sys.stdin.fileno() if stdin else None,
             terminal_size=terminal_size if terminal else None,
+            deadline=None if deadline is None else deadline + _TO_SAY_SO,
         )
     raise click.exceptions.Exit(result.code if result.code is not None else 128 + (result.signal or 0))
 

@@ -130,7 +130,10 @@ class _Session:
                 poller.register(stdin, select.POLLIN)
             ready = dict(poller.poll(self._patience()))
             if self.ends is not None and time.monotonic() >= self.ends:
-                raise DeadlineError(f"{self.peer} did not finish in time")
+                raise DeadlineError(
+                    f"{self.peer} did not finish in time",
+                    hint="if it hangs, see its log and end it: what it holds outlives it, and another one goes on",
+                )
             if wake is not None and wake in ready and terminal_size:
                 os.read(wake, 64)
                 rows, columns = terminal_size()
