@@ -187,6 +187,12 @@ async def test_a_borrower_that_takes_more_than_it_asked_for_loses_its_lease(quic
             bytes_.write(b"x" * 8 * MIB)
         revoke = await revocation(opened)
         assert (revoke.lease, revoke.reason) == (lease.id, "it holds more bytes than it asked for")
+        assert file.exists(), "there is room for it yet"
+        with file.open("r+b") as bytes_:
+            bytes_.write(b"x" * 72 * MIB)
+        async with asyncio.timeout(20):
+            while file.exists():  # long before the deadline that it was told
+                await asyncio.sleep(0.05)
 
 
 # Silence

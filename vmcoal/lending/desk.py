@@ -343,12 +343,19 @@ class Desk:
                 silent.discard(vm)
 
     def _check_use(self) -> None:
-        """Take back granular leases that hold more bytes than they committed: the others' promises rest on it."""
-        for entry in self.book.live():
+        """Take back granular leases that hold more bytes than they committed: the others' promises rest on it. Once
+        more is used than is lent in all, they are taken at once."""
+        memory = [entry for entry in self.book.entries() if entry.held and entry.lease.kind is ResourceKind.MEMORY]
+        used = {entry.lease.id: self.servers.resident(entry) for entry in memory}
+        deadline = _CHEAT_DEADLINE
+        if sum(used.values()) > self.book.capacity.memory + GRAIN * len(used):
+            deadline = 0.0
+        for entry in memory:
             lease = entry.lease
-            granular = lease.kind is ResourceKind.MEMORY and lease.committed < lease.amount
-            if granular and entry.revoke_by is None and self.servers.resident(entry) > lease.committed + GRAIN:
-                self.revoke(entry, _CHEAT_DEADLINE, "it holds more bytes than it asked for")
+            granular = entry.live and lease.committed < lease.amount
+            sooner = entry.revoke_by is None or entry.revoke_by > self.now() + deadline
+            if granular and sooner and used[lease.id] > lease.committed + GRAIN:
+                self.revoke(entry, deadline, "it holds more bytes than it asked for")
 
     @contextlib.contextmanager
     def _changes(self) -> Iterator[asyncio.Event]:
