@@ -98,6 +98,33 @@ class Program:
         assert self._process.returncode == 0
 
 
+class Detached(Program):
+    """A program that needs no controller to live on: what is said to it and what it says are files in the guest."""
+
+    def __init__(self, lab: Lab, node: int, size: int) -> None:
+        self._lab = lab
+        self._lines = 0
+        files = "<>ask >told 2>&1 & echo $! >pid"
+        start = f'cd /tmp; rm -f ask told; mkfifo ask; setsid numactl --membind={node} python3 -c "$1" {files}'
+        lab.exec("sh", "-c", start, "sh", WRITE.format(size=size))
+        assert self._line() == "written"
+
+    def _line(self) -> str:
+        self._lines += 1
+        lines = self._lab.wait(
+            lambda: (told := self._lab.exec("cat", "/tmp/told").splitlines())[self._lines - 1 :] and told, "an answer"
+        )
+        return str(lines[self._lines - 1])
+
+    def ask(self) -> None:
+        """Let it look at its pages."""
+        self._lab.exec("sh", "-c", "echo look >/tmp/ask")
+
+    def end(self) -> None:
+        """End it."""
+        self._lab.exec("sh", "-c", "kill $(cat /tmp/pid)")
+
+
 class Lab:
     """The lab of a test run."""
 
@@ -215,6 +242,10 @@ class Lab:
         """Start a program in the guest that holds ``size`` MiB of ``node``."""
         return Program(self, node, size)
 
+    def hold_detached(self, node: int, size: int = 8) -> Detached:
+        """As `hold`, for a test that kills the guest's controller, through which all commands in the guest go."""
+        return Detached(self, node, size)
+
     def wait(self, look: Any, what: str, deadline: float = PATIENCE) -> Any:
         """Return what ``look`` returns as soon as it is true."""
         return until(look, what, deadline)
@@ -262,10 +293,7 @@ class Lab:
         """Return what the tests run on, for people."""
         status = self.status()
         system = self.on(BORROWER, "sh", "-c", "uname -r; qemu-system-x86_64 --version").out
-        release, _, qemu = system.partition("\n")
-        version = re.search(r"version ([\d.]+)", qemu)
-        assert version is not None, system
-        return f"Debian {status.flavor}: QEMU {version[1]}, Linux {release}; hosts under {status.accel}"
+        return ground(str(status.flavor), str(status.accel), system)
 
     def reset(self) -> None:
         """Begin anew after a test that failed or left something."""
@@ -284,6 +312,14 @@ class Lab:
             (kept / f"{host}.txt").write_text(self.on(host, "sh", "-c", script, code=None).out)
             state = self.spawn(host, "tar", "c", "-C", "/root/.local/state", "--exclude=*.qcow2", "vmcoal")
             (kept / f"{host}-state.tar").write_bytes(state.communicate(timeout=PATIENCE)[0])
+
+
+def ground(flavor: str, accel: str, system: str) -> str:
+    """Return what tests run on; ``system`` is what ``uname -r`` and QEMU say of their versions."""
+    release, _, qemu = system.partition("\n")
+    version = re.search(r"version ([\d.]+)", qemu)
+    assert version is not None, system
+    return f"Debian {flavor}: QEMU {version[1]}, Linux {release}; hosts under {accel}"
 
 
 def emptied(memory: AttachedMemory) -> bool:

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import pytest
 
 from framework import evidence
+from framework.labs import ground
 from framework.leaks import Surroundings
 from vmcoal.errors import PrerequisiteError, VmcoalError
 from vmcoal.host.facts import Host as ThisMachine
@@ -50,6 +51,7 @@ class OneHost:
     def __init__(self, runner: asyncio.Runner, host: Host) -> None:
         self._runner = runner
         self.host = host
+        self._ground = ""
 
     def wait(self, task: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine of the host's."""
@@ -94,6 +96,13 @@ class OneHost:
             f'vmcoal pair {LENDER_ADDRESS} --name {name} --code-file - <<< "$code"; wait'
         )
 
+    def where(self) -> str:
+        """Return what runs here, for people (`framework.labs.ground`)."""
+        if not self._ground:
+            system = self.shell("uname -r; qemu-system-x86_64 --version")
+            self._ground = ground(self.host.spec.flavor, self.host.spec.accel, system)
+        return self._ground
+
     def keep_evidence(self, home: Path) -> None:
         """Copy the logs of the host's VMs and lenders beside the host's own."""
         with suppress(VmcoalError):
@@ -132,7 +141,7 @@ def one_host(request: pytest.FixtureRequest, flavor: str, memory: int = 1536, **
     with asyncio.Runner() as runner:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("VMCOAL_TEST", home.name)
-            host = runner.run(Host.start(spec, folders, deadline=30))
+            host = runner.run(Host.start(spec, folders, deadline=120))
         made = OneHost(runner, host)
         try:
             made.wait(host.wait_ready(PATIENCE))

@@ -18,6 +18,14 @@ def one_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         yield made
 
 
+@pytest.fixture(autouse=True)
+def where(request: pytest.FixtureRequest) -> None:
+    """Tell tools/lab-report what a test of one host ran on."""
+    if "machine" in request.fixturenames:
+        machine = request.getfixturevalue("machine")
+        request.node.user_properties.append(("where", machine.host.where()))
+
+
 @pytest.fixture
 def lab(one_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Give the lab, as if it was new, and fail a test that leaves anything in it."""

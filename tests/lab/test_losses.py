@@ -216,7 +216,7 @@ def kill(lab: Lab, victim: str) -> None:
 @pytest.mark.parametrize("victim", list(VICTIMS))
 def test_what_is_killed_comes_back(lab: Lab, victim: str) -> None:
     result = lab.attach("--from", "host2", "--memory", f"{SIZE}M")
-    program = lab.hold(result.attachment.node)
+    program = lab.hold_detached(result.attachment.node)
     kill(lab, victim)
     if victim == "lender":
         lab.lend("host2")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vmcoal.fabric.session import LenderSession
 
 _PINGS = 5
-_PATIENCE = 5.0
+_PATIENCE = 10.0
 _SAMPLE = 15.0
 _LONGEST_CODE = 256
 _ADDRESS = re.compile(

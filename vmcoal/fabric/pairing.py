@@ -57,7 +57,7 @@ __all__ = ["DEFAULT_GRANTS", "MEANING", "PairingWindow", "explain", "new_code", 
 log = logging.getLogger("vmcoal.fabric.pairing")
 
 TRIES = 3
-_EXCHANGE_SECONDS = 20.0
+_EXCHANGE_SECONDS = 40.0
 
 DEFAULT_GRANTS = (ResourceKind.MEMORY,)
 
@@ -246,7 +246,7 @@ async def pair(
     store: RecordStore[LenderRecord],
     name: str | None = None,
     wanted: Iterable[ResourceKind] | None = None,
-    deadline: float = 30.0,
+    deadline: float = 60.0,
 ) -> LenderRecord:
     """Pair with the lender at ``host``, whose window shows ``code``, and pin it in ``store``.
 

@@ -33,7 +33,7 @@ OnOutput = Callable[[int, bytes], Awaitable[None]]
 _WINDOW = 128 * 1024
 _INPUT_CHUNK = 32 * 1024
 _COMMAND_MAX = 192 * 1024
-_START = 30.0
+_START = 60.0
 _UNSEEN = "does the guest's kernel take hotplug? see `vmcoal doctor` and `vmcoal console`"
 _UPDATE = "install the agent that comes with this vmcoal in the guest (guest-agent/README.md)"
 
