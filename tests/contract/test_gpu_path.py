@@ -23,6 +23,7 @@ from vmcoal.errors import NotFoundError
 from vmcoal.holding.binaries import find_binary
 from vmcoal.layout import lender_folders
 from vmcoal.lending.gpu_server import sandboxed
+from vmcoal.model.gpu import GpuLimits
 
 pytestmark = pytest.mark.contract
 
@@ -96,6 +97,55 @@ async def test_whoever_is_killed_a_program_gets_an_error(tmp_path: Path, ways: l
             assert "error -" in err
         if victim == "server":  # it is started again, and the way still stands
             assert way.run(sys.executable, "-c", PROGRAM) == "right\n"
+        await servers.stop(entry)
+
+
+HOARD = """
+import ctypes, sys
+cl = ctypes.CDLL("libOpenCL.so.1")
+P, U, Z, I = ctypes.c_void_p, ctypes.c_uint, ctypes.c_size_t, ctypes.c_uint64
+for name in ("Context", "CommandQueue", "Buffer"):
+    getattr(cl, "clCreate" + name).restype = P
+platform, device, code, total = P(), P(), ctypes.c_int(), I()
+cl.clGetPlatformIDs(1, ctypes.byref(platform), None)
+if cl.clGetDeviceIDs(platform, I(0xFFFFFFFF), 1, ctypes.byref(device), None):
+    sys.exit("no device")
+cl.clGetDeviceInfo(device, U(0x101F), Z(8), ctypes.byref(total), None)
+context = P(cl.clCreateContext(None, 1, ctypes.byref(device), None, None, None))
+queue = P(cl.clCreateCommandQueue(context, device, I(0), None))
+def used(size):
+    buffer = P(cl.clCreateBuffer(context, I(1), Z(size), None, ctypes.byref(code)))
+    result = code.value or cl.clEnqueueFillBuffer(queue, buffer, b"1", Z(1), Z(0), Z(size), U(0), None, None)
+    return result or cl.clFinish(queue), buffer
+results, kept = [], []
+for _ in range(3):
+    result, buffer = used(24 << 20)
+    results.append(bool(result))
+    kept.append(buffer)
+cl.clReleaseMemObject(kept[0])
+results.append(bool(used(24 << 20)[0]))
+print(total.value >> 20, results, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.root
+@needs_root
+async def test_a_lease_has_its_memory_and_its_programs_and_no_more(tmp_path: Path, ways: list[Way]) -> None:
+    async with gpu_servers() as servers:
+        entry = gpu_entry(GpuLimits(64 << 20, 2).apply(await device()))
+        ways.append(way := Way(tmp_path, await servers.start(entry)))
+        with way.program(sys.executable, "-c", HOARD) as first:
+            assert first.stdout
+            assert first.stdout.readline() == "64 [False, False, True, False]\n"
+            with way.program(sys.executable, "-c", HOARD) as second:  # the first one has 48 MiB
+                assert second.stdout
+                assert second.stdout.readline() == "64 [True, True, True, True]\n"
+                with way.program(sys.executable, "-c", HOARD) as third:
+                    assert "no device" in third.communicate(timeout=60)[1]
+                second.communicate("\n", timeout=60)
+            first.communicate("\n", timeout=60)
+        assert way.run(sys.executable, "-c", PROGRAM) == "right\n"  # what they had is free again
         await servers.stop(entry)
 
 

@@ -37,6 +37,7 @@ from vmcoal.control.wire import Progress
 from vmcoal.errors import ConflictError, PrerequisiteError, UsageError
 from vmcoal.lending.api import BorrowerView, DrainRequest, ForgetRequest, LenderStatus, PairRequest, ReclaimResult
 from vmcoal.model.attachment import Plan, Step
+from vmcoal.model.gpu import PROGRAMS
 from vmcoal.model.lease import Lease, ResourceKind
 from vmcoal.model.units import format_duration, format_size
 
@@ -58,6 +59,12 @@ from vmcoal.model.units import format_duration, format_size
     metavar="WHICH",
     help="OpenCL devices to lend: auto (GPUs; where there are none, the CPU), none, or ids.  [default: none]",
 )
+@click.option("--gpu-memory", type=SIZE, help="How much memory of each GPU to lend at most.  [default: all of it]")
+@click.option(
+    "--gpu-programs",
+    type=click.IntRange(1, PROGRAMS),
+    help=f"How many programs of a guest may use a GPU at once.  [default: {PROGRAMS}]",
+)
 @click.option(
     "--listen", metavar="ADDRESS", help="HOST, HOST:PORT or [IPV6]:PORT to listen on.  [default: every address]"
 )
@@ -72,6 +79,8 @@ def lend(
     cpus: int | None,
     memory: int | None,
     gpu: str | None,
+    gpu_memory: int | None,
+    gpu_programs: int | None,
     listen: str | None,
     name: str | None,
     data_ports: str | None,
@@ -85,7 +94,7 @@ def lend(
     --cpus, --memory or --gpu says otherwise. A GPU runs the borrower's programs: those of a CPU that is lent as an
     OpenCL device run on this host, in a sandbox (docs/gpu.md).
     """
-    given = (cpus, memory, gpu, listen, name, data_ports, metrics)
+    given = (cpus, memory, gpu, gpu_memory, gpu_programs, listen, name, data_ports, metrics)
     if ctx.invoked_subcommand is not None:
         if any(value is not None for value in given) or foreground or dry_run:
             raise UsageError(
@@ -104,8 +113,12 @@ def lend(
     argv = [sys.executable, "-P", "-m", "vmcoal.lending", chosen]
     if said:
         argv += ["--cpus", str(cpus or 0), "--memory", str(memory or 0)]
+    if gpu is None and (gpu_memory or gpu_programs):
+        raise UsageError("limits of which GPUs?", hint="give --gpu auto, or ids that vmcoal doctor gpu lists")
     addresses = (
         ("--gpu", gpu),
+        ("--gpu-memory", gpu_memory and str(gpu_memory)),
+        ("--gpu-programs", gpu_programs and str(gpu_programs)),
         ("--listen", listen or defaults.listen),
         ("--data-ports", data_ports),
         ("--metrics", metrics),

@@ -13,6 +13,7 @@ from vmcoal.errors import ConflictError, PrerequisiteError, UsageError, VmcoalEr
 from vmcoal.fabric.identity import DEFAULT_PORT
 from vmcoal.layout import LenderFolders, lender_folders
 from vmcoal.lending.entry import Capacity
+from vmcoal.model.gpu import PROGRAMS, GpuLimits
 from vmcoal.model.units import parse_size
 
 
@@ -49,6 +50,7 @@ async def _run(options: argparse.Namespace, folders: LenderFolders) -> None:
     settings = Settings(
         capacity=capacity,
         gpus=options.gpu,
+        gpu_limits=GpuLimits(parse_size(options.gpu_memory) if options.gpu_memory else 0, options.gpu_programs),
         listen=parse_listen(options.listen) if options.listen else None,
         data_ports=parse_ports(options.data_ports) if options.data_ports else None,
         metrics=options.metrics,
@@ -68,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cpus", type=int, help="vCPUs to lend at most")
     parser.add_argument("--memory", help="memory to lend at most, e.g. 2G")
     parser.add_argument("--gpu", help="auto, none or ids; without --cpus, --memory and --gpu as last time")
+    parser.add_argument("--gpu-memory", help="memory of each GPU that is lent at most, e.g. 4G (default: all)")
+    parser.add_argument("--gpu-programs", type=int, default=PROGRAMS, help="programs that may use a lent GPU at once")
     parser.add_argument(
         "--listen", help=f"HOST, HOST:PORT or [IPV6]:PORT (default: every address, port {DEFAULT_PORT})"
     )

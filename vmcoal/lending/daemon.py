@@ -33,7 +33,7 @@ from vmcoal.lending.memory_server import MemoryServers, resident
 from vmcoal.lending.sessions import Sessions
 from vmcoal.metrics.http import parse_address, serve_metrics
 from vmcoal.metrics.lender import LenderMetrics
-from vmcoal.model.gpu import GpuDevice
+from vmcoal.model.gpu import GpuDevice, GpuLimits
 from vmcoal.model.lease import LeaseEvent
 
 log = logging.getLogger("vmcoal.lending")
@@ -47,13 +47,14 @@ _START = 60.0  # an emulated host is slow; one that fails ends at once
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator asked for; ``None`` stands for what was asked for last time.
 
-    ``gpus`` which OpenCL devices (`vmcoal.host.opencl.choose`); ``host`` and ``port`` to listen on (host ``""``: every
-    address); ``data_ports`` first and last port of the leases' servers, or ``None`` for any; ``metrics`` ``host:port``
-    or ``None``.
+    ``gpus`` which OpenCL devices (`vmcoal.host.opencl.choose`), with ``gpu_limits``, which belong to them; ``listen``
+    host and port (host ``""``: every address); ``data_ports`` first and last port of the leases' servers, or ``None``
+    for any; ``metrics`` ``host:port`` or ``None``.
     """
 
     capacity: Capacity | None = None
     gpus: str | None = None
+    gpu_limits: GpuLimits = GpuLimits()
     listen: tuple[str, int] | None = None
     data_ports: tuple[int, int] | None = None
     metrics: str | None = None
@@ -157,14 +158,16 @@ class Lender:
 
     async def _capacity(self, journal: LenderJournal, entries: list[Entry]) -> Capacity:
         wanted = self._settings.capacity
-        gpus = self._settings.gpus
+        gpus, limits = self._settings.gpus, self._settings.gpu_limits
         if wanted is None:
             wanted = journal.read("capacity", Capacity) or Capacity(0, 0)
-            gpus = gpus or journal.get("gpus")
+            if gpus is None:
+                gpus, limits = journal.get("gpus"), journal.read("gpu_limits", GpuLimits) or limits
         # Devices come and go with drivers, so they are looked for at each start.
         gpus = gpus or "none"
-        wanted = msgspec.structs.replace(wanted, gpus=await _devices(gpus))
+        wanted = msgspec.structs.replace(wanted, gpus=tuple(map(limits.apply, await _devices(gpus))))
         journal.set("gpus", gpus)
+        journal.set("gpu_limits", msgspec.json.encode(limits).decode())
         reserved = sum(resident(self._folders, entry) for entry in entries if entry.held)
         return check_capacity(wanted, reserved=reserved)
 

@@ -212,9 +212,10 @@ def sandboxed(argv: list[str], device: GpuDevice) -> list[str]:
 
 
 def server_env(device: GpuDevice) -> dict[str, str]:
-    """Return the environment of pocld: the one device it serves, and what CPU PoCL may use."""
+    """Return the environment of pocld: the one device it serves, the lease's limits, and what CPU PoCL may use."""
     env = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/tmp", "LC_ALL": "C", "LISTEN_FDS": "2"}  # noqa: S108
     env |= {"POCLD_PLATFORM": str(device.platform), "POCLD_DEVICE": str(device.index)}
+    env |= {"POCLD_MEMORY_LIMIT": str(device.memory), "POCLD_SESSIONS": str(device.programs)}
     if device.kind is GpuKind.CPU:
         env["POCL_MEMORY_LIMIT"] = str(max(1, device.memory // GIB))
     return env

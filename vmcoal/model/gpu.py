@@ -6,6 +6,9 @@ import enum
 
 import msgspec
 
+PROGRAMS = 32
+"""Programs of a guest that can use a GPU at once: each has two of the 64 streams (docs/internals/gpu-protocol.md)."""
+
 
 class GpuKind(enum.StrEnum):
     """What an OpenCL device is. A CPU is one too, where there is no GPU, and is called so."""
@@ -19,7 +22,7 @@ class GpuKind(enum.StrEnum):
 class GpuDevice(msgspec.Struct, frozen=True, kw_only=True):
     """One OpenCL device of a lender. ``memory`` bytes a borrower may use; ``driver`` its driver's version; ``platform``
     and ``index`` its numbers in the order in which the lender's OpenCL loader lists them; ``address`` of its PCI
-    function on the lender, where its driver tells."""
+    function on the lender, where its driver tells; ``programs`` of a guest that may use it at once."""
 
     name: str
     kind: GpuKind
@@ -29,11 +32,24 @@ class GpuDevice(msgspec.Struct, frozen=True, kw_only=True):
     platform: int = 0
     index: int = 0
     address: str = ""
+    programs: int = PROGRAMS
 
     @property
     def id(self) -> str:
         """How an operator names it: ``PLATFORM:DEVICE``."""
         return f"{self.platform}:{self.index}"
+
+
+class GpuLimits(msgspec.Struct, frozen=True):
+    """What the borrower of a GPU may have of it at most: bytes of ``memory`` (0: all of it), ``programs`` at once."""
+
+    memory: int = 0
+    programs: int = PROGRAMS
+
+    def apply(self, device: GpuDevice) -> GpuDevice:
+        """Return what of a device is lent."""
+        memory = min(device.memory, self.memory) if self.memory else device.memory
+        return msgspec.structs.replace(device, memory=memory, programs=min(device.programs, self.programs))
 
 
 class NvidiaGpu(msgspec.Struct, frozen=True, kw_only=True):
