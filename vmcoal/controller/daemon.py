@@ -132,14 +132,16 @@ class Controller:
             ended.cancel()
 
     async def _fail(self, error: VmcoalError, *, booting: bool) -> None:
-        """Tell whoever waits for the boot why it failed, then end."""
+        """Take away what there is of the VM, tell whoever waits for it why it failed, then end."""
         log.error("%s", error)
         self._failure = error
-        for event in self._ready.values():
-            event.set()
-        if self._vm is not None and await lifecycle.qemu_is_gone(self._vm, booting=booting):
-            await lifecycle.clean_up(self._vm)
-            await lifecycle.end_holder(self._vm)
+        try:
+            if self._vm is not None and await lifecycle.qemu_is_gone(self._vm, booting=booting):
+                await lifecycle.clean_up(self._vm)
+                await lifecycle.end_holder(self._vm)
+        finally:
+            for event in self._ready.values():
+                event.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._told.wait(), _TELL_DEADLINE)
 

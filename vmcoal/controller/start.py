@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import sys
 from collections.abc import Callable
 
@@ -13,12 +14,14 @@ from vmcoal.control.wire import Progress
 from vmcoal.controller.api import WaitRequest
 from vmcoal.controller.lifecycle import save_spec
 from vmcoal.controller.status import tail
-from vmcoal.errors import ConflictError, ExecutionError
+from vmcoal.errors import ConflictError, ExecutionError, VmcoalError
 from vmcoal.layout import VmFolders, vm_folders
 from vmcoal.model.machine import MachineSpec
 from vmcoal.model.status import VmStatus
 
 _LISTEN_DEADLINE = 60.0  # an emulated host is slow; one that fails ends at once
+_END_DEADLINE = 10.0
+_PAUSE = 0.05
 
 
 async def start_controller(
@@ -39,43 +42,56 @@ async def start_controller(
         await _refuse_running(name, folders)
     save_spec(spec, folders)
     await _spawn(folders, "--boot")
-    return await asyncio.to_thread(
-        call,
-        folders.control_socket,
-        "wait",
-        WaitRequest(until=until, deadline=deadline),
-        result=VmStatus,
-        peer=f"the controller of VM {name}",
-        on_progress=on_progress,
-        deadline=deadline + 10.0,
-    )
+    return await _wait(folders, WaitRequest(until=until, deadline=deadline), on_progress)
 
 
 async def ensure_controller(name: str) -> None:
     """Start a controller for a VM whose own has died; it finishes or undoes what was under way before it answers."""
     folders = vm_folders(name)
     await _spawn(folders)
-    await asyncio.to_thread(
-        call,
-        folders.control_socket,
-        "wait",
-        WaitRequest(until="qemu", deadline=60.0),
-        result=VmStatus,
-        peer=f"the controller of VM {name}",
-        deadline=70.0,
-    )
+    await _wait(folders, WaitRequest(until="qemu", deadline=60.0))
+
+
+async def _wait(
+    folders: VmFolders, request: WaitRequest, on_progress: Callable[[Progress], None] | None = None
+) -> VmStatus:
+    """Wait for the VM. Where it fails, its controller has ended before the error goes on: the next command finds nothing
+    of it."""
+    try:
+        return await asyncio.to_thread(
+            call,
+            folders.control_socket,
+            "wait",
+            request,
+            result=VmStatus,
+            peer=f"the controller of VM {folders.state.name}",
+            on_progress=on_progress,
+            deadline=request.deadline + 10.0,
+        )
+    except VmcoalError:
+        await _ending(folders)
+        raise
+
+
+async def _ending(folders: VmFolders) -> bool:
+    """Wait until no controller answers; return whether that is so. One whose VM has a holder goes on, and is not waited
+    for."""
+    for _ in range(round(_END_DEADLINE / _PAUSE)):
+        if not await asyncio.to_thread(_answers, str(folders.control_socket), socket.SOCK_STREAM):
+            return True
+        if await asyncio.to_thread(_answers, str(folders.holder_socket), socket.SOCK_SEQPACKET):
+            return False
+        await asyncio.sleep(_PAUSE)
+    return False
 
 
 async def _refuse_running(name: str, folders: VmFolders) -> None:
-    for path in (folders.control_socket, folders.holder_socket):
-        kind = 1 if path == folders.control_socket else 5
-        if await asyncio.to_thread(_answers, str(path), kind):
-            raise ConflictError(f"{name} runs already", hint=f"vmcoal status {name}, or boot another: vmcoal boot NAME")
+    holder = await asyncio.to_thread(_answers, str(folders.holder_socket), socket.SOCK_SEQPACKET)
+    if holder or not await _ending(folders):
+        raise ConflictError(f"{name} runs already", hint=f"vmcoal status {name}, or boot another: vmcoal boot NAME")
 
 
 def _answers(path: str, kind: int) -> bool:
-    import socket
-
     with socket.socket(socket.AF_UNIX, kind) as probe, contextlib.suppress(OSError):
         probe.settimeout(2.0)
         probe.connect(path)
