@@ -15,7 +15,7 @@ from vmcoal import layout
 from vmcoal.cli.app import Group
 from vmcoal.cli.config import load_config
 from vmcoal.cli.lend_delete import delete
-from vmcoal.cli.lender_process import TALK, ending, lender_call, preflight, refuse_running, start_lender
+from vmcoal.cli.lender_process import TALK, ending, lender_call, preflight, refuse_running, start_lender, still_serves
 from vmcoal.cli.outcome import printable
 from vmcoal.cli.output import counted, device_words, note, print_json, print_plan, steps, table, vcpus
 from vmcoal.cli.params import (
@@ -34,7 +34,7 @@ from vmcoal.cli.params import (
     yes_option,
 )
 from vmcoal.control.wire import Progress
-from vmcoal.errors import ConflictError, PrerequisiteError, UsageError
+from vmcoal.errors import ConflictError, NotFoundError, PrerequisiteError, UsageError
 from vmcoal.lending.api import BorrowerView, DrainRequest, ForgetRequest, LenderStatus, PairRequest, ReclaimResult
 from vmcoal.model.attachment import Plan, Step
 from vmcoal.model.gpu import PROGRAMS
@@ -231,7 +231,14 @@ def status_(name: str | None, form: str) -> None:
         return
     if not names:
         click.echo("this host lends nothing; vmcoal lend --cpus 2 --memory 1G")
-    click.echo("\n\n".join([lender_text(status) for status in found] + [f"Lender {each}: stopped" for each in stopped]))
+        return
+    click.echo("\n\n".join([*map(lender_text, found), *map(_stopped_text, stopped)]))
+
+
+def _stopped_text(name: str) -> str:
+    if still_serves(layout.lender_folders(name)):
+        return f"Lender {name}: killed, and what it lent is still served; go on with: vmcoal lend --name {name}"
+    return f"Lender {name}: stopped"
 
 
 def lender_text(status: LenderStatus) -> str:
@@ -313,6 +320,10 @@ def metrics_(name: str | None) -> None:
 def forget(borrower: str, name: str | None, deadline: float, yes: bool, dry_run: bool, form: str) -> None:
     """Forget a borrower: what it borrowed is taken back, and its key is refused."""
     lender = resolve_local_lender(name)
+    known = [view.name for view in lender_call(lender, "borrowers", result=tuple[BorrowerView, ...])]
+    if borrower not in known:
+        there = f"there is {', '.join(known)}" if known else "no borrower is paired"
+        raise NotFoundError(f"lender {lender} knows no borrower {borrower!r}", hint=f"{there}: vmcoal lend borrowers")
     if dry_run:
         _print_reclaim(lender, "forget", borrower, deadline, form)
         return

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-
 import click
 
 from vmcoal import layout
 from vmcoal.cli.app import Command
 from vmcoal.cli.deleting import confirmed, remove
-from vmcoal.cli.lender_process import refuse_running
+from vmcoal.cli.lender_process import refuse_running, still_serves
 from vmcoal.cli.output import note
 from vmcoal.cli.params import LOCAL_LENDER, dry_run_option, resolve_local_lender, yes_option
 from vmcoal.errors import ConflictError
@@ -24,24 +22,14 @@ def delete(lender: str, yes: bool, dry_run: bool) -> None:
     name = resolve_local_lender(lender)
     folders = layout.lender_folders(name)
     refuse_running(folders, name)
-    _refuse_serving(folders, name)
+    if still_serves(folders):
+        raise ConflictError(
+            f"lender {name} was killed, and its memory servers still run",
+            hint=f"start it and stop it, so that borrowers can leave: vmcoal lend --name {name}; vmcoal lend stop",
+        )
     lent = sorted(layout.shm_home().glob(folders.memory("*", "*").name)) if layout.shm_home().is_dir() else []
     question = f"Remove lender {name}, its key and its borrowers included?"
     if not confirmed(question, f"vmcoal lend delete {name}", folders, lent, yes=yes, dry_run=dry_run):
         return
     remove(folders, lent)
     note(f"lender {name} is gone")
-
-
-def _refuse_serving(folders: layout.LenderFolders, name: str) -> None:
-    """Raise `ConflictError` if a lender that was killed still serves memory: its holder lives."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
-        sock.settimeout(5.0)
-        try:
-            sock.connect(str(folders.holder_socket))
-        except OSError:
-            return
-    raise ConflictError(
-        f"lender {name} was killed, and its memory servers still run",
-        hint=f"start it and stop it, so that borrowers can leave: vmcoal lend --name {name}; vmcoal lend stop",
-    )

@@ -48,6 +48,17 @@ def refuse_running(folders: layout.LenderFolders, name: str) -> None:
     raise ConflictError(f"lender {name} runs already", hint="see vmcoal lend status; vmcoal lend stop ends it")
 
 
+def still_serves(folders: layout.LenderFolders) -> bool:
+    """Return whether what a lender lent is served, with or without its process: its holder lives."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as sock:
+        sock.settimeout(5.0)
+        try:
+            sock.connect(str(folders.holder_socket))
+        except OSError:
+            return False
+    return True
+
+
 def start_lender(argv: list[str], folders: layout.LenderFolders, name: str) -> None:
     """Start the lender detached and wait until it answers; raises `ExecutionError` with its last words."""
     try:

@@ -68,7 +68,7 @@ class Keeper:
             return next(iter(records.values()))
         if lender not in records:
             names = ", ".join(sorted(records))
-            raise NotFoundError(f"no lender {lender} is paired", hint=f"paired: {names}; see also: vmcoal pair")
+            raise NotFoundError(f"no lender {lender!r} is paired", hint=f"paired: {names}; see also: vmcoal pair")
         return records[lender]
 
     async def session(self, lender: str, *, deadline: float = _CONNECT) -> LenderSession:

@@ -55,8 +55,8 @@ async def ensure_controller(name: str) -> None:
 async def _wait(
     folders: VmFolders, request: WaitRequest, on_progress: Callable[[Progress], None] | None = None
 ) -> VmStatus:
-    """Wait for the VM. Where it fails, its controller has ended before the error goes on: the next command does not meet
-    it."""
+    """Wait for the VM. Where it fails, its controller has ended before the error goes on, so that the next command does
+    not meet it."""
     try:
         return await asyncio.to_thread(
             call,

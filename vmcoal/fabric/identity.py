@@ -175,9 +175,8 @@ class RecordStore(Generic[R]):
             if record.name == name:
                 return record
         names = ", ".join(record.name for record in records) or "none"
-        raise NotFoundError(
-            f"no {self._what} {name!r} is paired (paired: {names})", hint="pair first: vmcoal pair HOST"
-        )
+        way = "vmcoal pair HOST" if self._what == "lender" else "vmcoal lend pair"
+        raise NotFoundError(f"no {self._what} {name!r} is paired (paired: {names})", hint=f"pair first: {way}")
 
     def by_key(self, public: str) -> R | None:
         """Return the record with public key ``public`` (OpenSSH form without comment), or ``None``."""

@@ -198,7 +198,9 @@ class HolderLauncher:
         reason, hint = last_words(stderr)
         how = f"signal {status['signal']}" if status.get("signal") else f"exit code {status.get('code')}"
         text = f"QEMU of {spec.name} ended with {how}: {reason}"
-        return ExecutionError(text, hint=hint or f"see {self._folders.qemu_log}", argv=argv, **status)
+        name = spec.name
+        look = f"vmcoal logs {name} qemu; to boot it with other options: vmcoal delete {name}, then vmcoal boot {name}"
+        return ExecutionError(text, hint=hint or look, argv=argv, **status)
 
     def _told(self, state: ChildState, code: int, signal: int) -> dict[str, Any]:
         return {"state": str(state), "code": code, "signal": signal, "stderr": self._stderr()}
