@@ -192,8 +192,10 @@ async def test_sessions_that_failed_leave_no_socket(pair: Pair) -> None:
         for _ in range(5):
             with pytest.raises(DeadlineError):
                 await connect(pair, lender, deadline=0.1)
-    gc.collect()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    async with asyncio.timeout(20):  # the lender's ends are closed when their tasks have run
+        while len(list(Path("/proc/self/fd").iterdir())) > before:
+            gc.collect()
+            await asyncio.sleep(0.02)
 
 
 # Borrowers with a paired key
@@ -265,12 +267,12 @@ async def test_a_message_out_of_range_is_refused_alone(pair: Pair) -> None:
 
 
 async def test_a_session_that_does_not_begin(pair: Pair) -> None:
-    async with pair.serving(SmallLender(), limits=Limits(hello_seconds=0.1)) as server:
+    async with pair.serving(SmallLender(), limits=Limits(hello_seconds=1.5)) as server:
         async with RawBorrower.connected(pair.borrower, server.port, hello=False) as borrower:
             borrower.send(b'{"type":"Hel')
             assert (await borrower.refusal())["kind"] == "DeadlineError"
         async with raw_client(pair.borrower, server.port) as connection:
-            await asyncio.wait_for(connection.wait_closed(), 5)
+            await asyncio.wait_for(connection.wait_closed(), 20)
 
 
 async def test_a_borrower_that_does_not_read_is_cut_off(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,14 +461,14 @@ async def test_a_borrowers_last_words_are_one_line_of_the_log(pair: Pair, caplog
 
 
 async def test_a_slow_stranger_is_cut_off_and_others_get_in(pair: Pair) -> None:
-    async with pair.serving(SmallLender(), limits=Limits(login_seconds=0.5, waiting_by_source=3)) as server:
+    async with pair.serving(SmallLender(), limits=Limits(login_seconds=4.0, waiting_by_source=3)) as server:
         slow = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
         for _, writer in slow:
             writer.write(b"SSH-2.0-slo")
         session = await LenderSession.connect(pair.record(server.port), pair.borrower, "vm1")
         for reader, writer in slow:
             with contextlib.suppress(ConnectionError):
-                await asyncio.wait_for(reader.read(), 5)
+                await asyncio.wait_for(reader.read(), 30)
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
@@ -485,7 +487,7 @@ async def test_too_many_that_do_not_log_in_are_not_heard(pair: Pair) -> None:
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
-        deadline = asyncio.get_running_loop().time() + 5
+        deadline = asyncio.get_running_loop().time() + 20
         while True:
             try:
                 session = await LenderSession.connect(pair.record(server.port), pair.borrower, "vm1")
@@ -512,7 +514,7 @@ async def test_a_stranger_that_does_not_speak_ssh(pair: Pair, data: bytes) -> No
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         with contextlib.suppress(ConnectionError):
             writer.write(data)
-            await asyncio.wait_for(reader.read(), 5)
+            await asyncio.wait_for(reader.read(), 30)
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()

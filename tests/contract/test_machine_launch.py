@@ -101,7 +101,7 @@ async def test_second_launcher_adopts(holder: Holder, folders: VmFolders, spec: 
     monitor = await first.launch(spec, deadline=30)
     second = HolderLauncher(holder, folders)
     with pytest.raises(DeadlineError, match="monitor of demo") as caught:  # the first one holds the monitor
-        await second.adopt(spec, deadline=0.3)
+        await second.adopt(spec, deadline=2)
     assert "pid" in (caught.value.left or "")
     await monitor.close()
     adopted = await second.adopt(spec, deadline=10)

@@ -36,7 +36,7 @@ from vmcoal.model.units import MIB
 
 T = TypeVar("T")
 
-QUICK = Limits(ttl_min=0.2, grace_min=0.3, heartbeat=0.05, resume=0.3)
+QUICK = Limits(ttl_min=0.5, grace_min=1.0, heartbeat=0.1, resume=0.3)
 """Terms that end within a test's patience; a borrower asks for ttl and grace 0 to get them."""
 
 

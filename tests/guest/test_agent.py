@@ -114,7 +114,7 @@ async def check_cpus(agent: Agent, qemu: BareQemu) -> None:
     with pytest.raises(RefusedError, match="cannot go offline"):
         await agent.cpu_set([CpuName(number=0)], False)
     with pytest.raises(DeadlineError, match="has not appeared"):
-        await agent.cpu_set([CpuName(socket=2, core=0)], True, deadline=4)
+        await agent.cpu_set([CpuName(socket=2, core=0)], True, deadline=10)
 
 
 async def check_memory(agent: Agent, qemu: BareQemu) -> None:

@@ -7,15 +7,12 @@ import asyncio
 import fcntl
 import os
 import sys
-import time
 
 from vmcoal.control.log import log_to
 from vmcoal.controller.daemon import Controller
 from vmcoal.controller.lifecycle import load_spec
 from vmcoal.errors import ConflictError, VmcoalError
 from vmcoal.layout import vm_folders
-
-_END_DEADLINE = 3.0
 
 
 def main() -> int:
@@ -37,27 +34,14 @@ def main() -> int:
         spec = load_spec(folders)
         folders.make()
         lock = os.open(folders.state / "controller.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        _take(lock, options.name)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConflictError(f"the controller of {options.name} runs already") from None
         return asyncio.run(Controller(spec, folders).run(boot=options.boot, listening=listening))
     except VmcoalError as error:
         print(f"vmcoal: error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
-
-
-def _take(lock: int, name: str) -> None:
-    """Take the lock of the one controller of a VM. One that is just ending is waited for."""
-    until = time.monotonic() + _END_DEADLINE
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                raise ConflictError(
-                    f"the controller of {name} runs already", hint=f"see it: vmcoal status {name}"
-                ) from None
-            time.sleep(0.05)
-        else:
-            return
 
 
 if __name__ == "__main__":

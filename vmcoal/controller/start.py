@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import select
 import socket
+import struct
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from vmcoal.control.client import call
 from vmcoal.control.detached import EndedAtStartError, start_detached
@@ -20,8 +24,7 @@ from vmcoal.model.machine import MachineSpec
 from vmcoal.model.status import VmStatus
 
 _LISTEN_DEADLINE = 60.0  # an emulated host is slow; one that fails ends at once
-_END_DEADLINE = 10.0
-_PAUSE = 0.05
+_END_DEADLINE, _LOOKS = 5.0, 20
 
 
 async def start_controller(
@@ -74,27 +77,39 @@ async def _wait(
 
 
 async def _ending(folders: VmFolders) -> bool:
-    """Wait until no controller answers; return whether that is so. One whose VM has a holder goes on, and is not waited
-    for."""
-    for _ in range(round(_END_DEADLINE / _PAUSE)):
-        if not await asyncio.to_thread(_answers, str(folders.control_socket), socket.SOCK_STREAM):
-            return True
-        if await asyncio.to_thread(_answers, str(folders.holder_socket), socket.SOCK_SEQPACKET):
+    """Return whether there is no controller any more. One that is ending is waited for: its VM has no holder."""
+
+    def ended() -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(2.0)
+            try:
+                probe.connect(str(folders.control_socket))
+                pid = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+                process = os.pidfd_open(pid)
+            except OSError:
+                return True
+        try:
+            for _ in range(_LOOKS):
+                if select.select([process], [], [], _END_DEADLINE / _LOOKS)[0]:
+                    return True
+                if _answers(folders.holder_socket):
+                    return False
             return False
-        await asyncio.sleep(_PAUSE)
-    return False
+        finally:
+            os.close(process)
+
+    return await asyncio.to_thread(ended)
 
 
 async def _refuse_running(name: str, folders: VmFolders) -> None:
-    holder = await asyncio.to_thread(_answers, str(folders.holder_socket), socket.SOCK_SEQPACKET)
-    if holder or not await _ending(folders):
+    if await asyncio.to_thread(_answers, folders.holder_socket) or not await _ending(folders):
         raise ConflictError(f"{name} runs already", hint=f"vmcoal status {name}, or boot another: vmcoal boot NAME")
 
 
-def _answers(path: str, kind: int) -> bool:
-    with socket.socket(socket.AF_UNIX, kind) as probe, contextlib.suppress(OSError):
+def _answers(holder: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe, contextlib.suppress(OSError):
         probe.settimeout(2.0)
-        probe.connect(path)
+        probe.connect(str(holder))
         return True
     return False
 
