@@ -22,8 +22,12 @@ def memory_of(lab: Lab, result: AttachResult) -> int:
     at = result.attachment
     assert result.verified
     assert far_nodes(lab.exec("numactl", "-H")) == {at.node: at.distance}
-    (node,) = (node for node in lab.guest().nodes if node.node == at.node)
-    assert (node.lender, node.memory_online) == (at.lender, SIZE * MIB)
+
+    def told() -> bool:  # the guest's agent may be late once on a busy machine
+        (node,) = (node for node in lab.guest().nodes if node.node == at.node)
+        return (node.lender, node.memory_online) == (at.lender, SIZE * MIB)
+
+    lab.wait(told, "the status telling of the memory")
     return at.node
 
 
