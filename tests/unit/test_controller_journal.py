@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +100,32 @@ def test_it_is_compacted_while_it_is_used_but_not_during_an_operation(
     for _ in range(200):
         journal.end(journal.begin("detach", {}), "ok")
     assert len(journal.history(500)) <= 52
+
+
+def test_a_lender_that_comes_and_goes_does_not_fill_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_COMPACT_ABOVE", 100)
+    monkeypatch.setattr(journal_module, "_LOOK_EVERY", 10)
+    journal = Journal(path)
+    journal.put("loan:b", {"size": 2})
+    for turn in range(1000):
+        journal.put("loan:a", {"turn": turn})
+    assert len(journal.history(5000)) <= 110
+    assert journal.items() == {"loan:a": {"turn": 999}, "loan:b": {"size": 2}}
+    journal.close()
+
+
+@pytest.mark.parametrize("read", [Journal.items, Journal.open_operations, Journal.history])
+def test_a_damaged_journal_is_told_without_a_traceback(path: Path, read: Callable[[Journal], Any]) -> None:
+    journal = Journal(path)
+    journal.intent(journal.begin("attach", {}), "lease", {"token": "t"})
+    journal.put("loan:a", {"size": 1})
+    journal.close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("update events set data = '{broken'")
+    journal = Journal(path)
+    with pytest.raises(PrerequisiteError, match="is broken"):
+        read(journal)
+    journal.close()
 
 
 def test_a_journal_of_another_version_is_refused(path: Path) -> None:

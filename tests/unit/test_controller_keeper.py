@@ -1,4 +1,4 @@
-"""What a lender that does not behave can do to the sessions and the leases of a VM."""
+"""What a lender or a guest that does not behave can do to the controller of a VM."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 from framework.fake_vm import FakeKeeper, FakeSession, FakeVm, fake_vm
 from vmcoal.controller.attach import attach
 from vmcoal.controller.daemon import Controller
+from vmcoal.controller.guest import GuestKeeper
+from vmcoal.errors import UnreachableError
 from vmcoal.fabric.messages import Revoke
 from vmcoal.model.attachment import AttachRequest
 from vmcoal.model.lease import LeaseState
@@ -67,3 +69,36 @@ async def test_a_lender_takes_back_only_what_it_lent(world: FakeVm) -> None:
     controller._revoked(Revoke(lease=loan.id, epoch=loan.lease.epoch, deadline=0.0, reason="mine"), "cellar")
     assert not controller._tasks
     assert [x.lease.state for x in vm.book] == [LeaseState.ACTIVE]
+
+
+async def test_a_guest_that_loses_its_agent_at_once_is_not_asked_without_end(
+    world: FakeVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm, connected = world.controller(), []
+    monkeypatch.setattr("vmcoal.controller.guest._SOON", 1e6)
+    keeper = GuestKeeper(vm, asyncio.Event())
+
+    async def connect(*, deadline: float, prefer: float = 10.0) -> None:
+        connected.append(deadline)
+        vm.agent = FloodsAgent()  # type: ignore[assignment]
+
+    monkeypatch.setattr(keeper, "connect", connect)
+    vm.agent = None
+    task = asyncio.create_task(keeper.keep_agent())
+    for _ in range(500):
+        await asyncio.sleep(0)
+    assert len(connected) == 1
+    assert vm.agent is None
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+class FloodsAgent:
+    """An agent that is hung up on at once."""
+
+    async def wait_lost(self) -> UnreachableError:
+        await asyncio.sleep(0)
+        return UnreachableError("the guest floods the agent channel")
+
+    async def close(self) -> None:
+        pass

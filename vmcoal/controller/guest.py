@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 
 from vmcoal.controller import gpu
 from vmcoal.controller.vm import Vm, cpu_names
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _PATIENCE = 600.0
 _RETRY = 2.0
+_SOON = 2.0
 _ADOPT_DEADLINE = 10.0
 
 
@@ -42,9 +44,14 @@ class GuestKeeper:
         self._vm.agent = agent
 
     async def keep_agent(self) -> None:
-        """Connect to the guest's agent, and again whenever it is lost. Runs until cancelled."""
+        """Connect to the guest's agent, and again whenever it is lost. Runs until cancelled.
+
+        An agent that is lost soon is waited for a little: a guest that floods its port is hung up on, and must not have
+        its next connection at once.
+        """
         vm = self._vm
         while True:
+            pause, began = _RETRY, time.monotonic()
             try:
                 if vm.agent is None:
                     await self.connect(deadline=_PATIENCE)
@@ -52,11 +59,12 @@ class GuestKeeper:
                 self._ready.set()
                 log.info("the guest's agent answers")
                 log.info("the guest's agent is gone: %s", await vm.agent.wait_lost())
+                pause = max(0.0, began + _SOON - time.monotonic())
             except VmcoalError as error:
                 log.info("the guest's agent: %s", error)
-                await asyncio.sleep(_RETRY)
             self._ready.clear()
             await self.drop_agent()
+            await asyncio.sleep(pause)
 
     async def drop_agent(self) -> None:
         """Close the channel to the agent, if there is one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 _COMPACT_ABOVE = 20_000
+_LOOK_EVERY = 1000
 
 _SCHEMA = """
 create table if not exists events (
@@ -143,8 +144,11 @@ class Journal:
         self._compact()
 
     def put(self, key: str, item: Any) -> None:
-        """Record an item's new content."""
+        """Record an item's new content. Now and then this drops the history: a lender that comes and goes changes items
+        without any operation."""
         self._append(0, "put", key, item)
+        if not self._rows % _LOOK_EVERY:
+            self._compact()
 
     def drop(self, key: str) -> None:
         """Record that an item is gone."""
@@ -174,11 +178,11 @@ class Journal:
     def items(self) -> dict[str, Any]:
         """Return every item as plain data, oldest first."""
         found: dict[str, Any] = {}
-        for kind, name, data in self._db.execute(
+        for kind, name, data in self._select(
             "select kind, name, data from events where kind in ('put', 'drop') order by seq"
         ):
             if kind == "put":
-                found[name] = msgspec.json.decode(data)
+                found[name] = data
             else:
                 found.pop(name, None)
         return found
@@ -186,10 +190,10 @@ class Journal:
     def open_operations(self) -> list[OpenOperation]:
         """Return the operations that did not end, oldest first, with the steps that are not undone."""
         operations: dict[int, OpenOperation] = {}
-        rows = self._db.execute("select op, kind, name, data from events where op > 0 order by seq")
+        rows = self._select("select op, kind, name, data from events where op > 0 order by seq")
         for op, kind, name, data in rows:
             if kind == "begin":
-                operations[op] = OpenOperation(op, name, msgspec.json.decode(data))
+                operations[op] = OpenOperation(op, name, data)
                 continue
             if kind == "end":
                 operations.pop(op, None)
@@ -198,7 +202,7 @@ class Journal:
             if operation is None:
                 continue
             if kind == "intent":
-                operation.steps.append(OpenStep(name, msgspec.json.decode(data)))
+                operation.steps.append(OpenStep(name, data))
                 continue
             newest = next((step for step in reversed(operation.steps) if step.name == name), None)
             if newest is not None and kind == "done":
@@ -209,11 +213,19 @@ class Journal:
 
     def history(self, limit: int = 50) -> list[dict[str, Any]]:
         """Return the newest events, newest first, for people."""
-        rows = self._db.execute("select at, op, kind, name, data from events order by seq desc limit ?", (limit,))
-        return [
-            {"at": at, "op": op, "kind": kind, "name": name, "data": msgspec.json.decode(data)}
-            for at, op, kind, name, data in rows
-        ]
+        rows = self._select("select at, op, kind, name, data from events order by seq desc limit ?", limit)
+        return [{"at": at, "op": op, "kind": kind, "name": name, "data": data} for at, op, kind, name, data in rows]
+
+    def _select(self, query: str, *values: int) -> Iterator[tuple[Any, ...]]:
+        """Give rows whose last column is ``data``, decoded; raises `PrerequisiteError` for a journal that is broken."""
+        try:
+            for *columns, data in self._db.execute(query, values):
+                yield *columns, msgspec.json.decode(data)
+        except (sqlite3.Error, msgspec.MsgspecError) as error:
+            raise PrerequisiteError(
+                f"the journal {self._path} is broken: {error}",
+                hint="move it away once the VM is off; its leases end at their lenders by themselves",
+            ) from error
 
     def _compact(self) -> None:
         """Keep the items alone once there are many rows; a disk that refuses it leaves the journal as it is."""
