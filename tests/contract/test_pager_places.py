@@ -51,6 +51,9 @@ async def test_from_lender_to_lender_home_and_away_again_under_load() -> None:
     async with Scene() as scene:
         scene.guest.send("stress 4 6")
         stressed = asyncio.create_task(scene.guest.answer())
+        async with asyncio.timeout(30):
+            while not (await look(scene)).away:  # until then no lender has anything that is not here
+                await asyncio.sleep(0.02)
         other = await another(scene, 1)
         await scene.engine.unstore(scene.lease, 0)
         await scene.servers.stop(scene.entries[0])
