@@ -76,7 +76,6 @@ class FakeGuest:
     pressure: Pressure = field(
         default_factory=lambda: Pressure(load=(0.5, 0.25, 0.1), memory_available=1 << 29, memory_total=1 << 30)
     )
-    powered_off: bool = False
 
     @classmethod
     def booted(cls, *, cores: int = 2, memory_blocks: int = 4) -> FakeGuest:
@@ -346,7 +345,6 @@ class FakeAgent:
 
     async def poweroff(self, *, force: bool = False, deadline: float = 10.0) -> None:
         await self._begin("poweroff", force, deadline)
-        self.guest.powered_off = True
 
     async def ping(self, *, deadline: float = 5.0) -> float:
         await self._begin("ping", None, deadline)
