@@ -27,7 +27,7 @@ from vmcoal.lab.image_base import Flavor, compile_python, write_disk
 BUILDER = 1
 """Raised whenever the same files would now give another disk."""
 
-REQUIRES = ("asyncssh", "click", "msgspec", "prometheus-client", "qemu.qmp", "rich", "spake2")
+REQUIRES = ("asyncssh", "click", "msgspec", "nvidia-ml-py", "prometheus-client", "qemu.qmp", "rich", "spake2")
 """vmcoal's own requirements (pyproject.toml)."""
 
 BINARIES = ("vmcoal-holder", "vmcoal-pager", "libvmcoal-qemu.so")
