@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from framework.command import vmcoal
+from framework.fake_pci import PciTree
 from vmcoal.cli import doctor_gpu
 from vmcoal.cli.output import device_words
 from vmcoal.errors import PrerequisiteError
 from vmcoal.host import nvidia, opencl
 from vmcoal.host.checks import Finding, Level
 from vmcoal.host.facts import Host
+from vmcoal.host.pci import PciBus
 from vmcoal.model.gpu import GpuDevice, GpuKind, NvidiaGpu
 from vmcoal.model.units import GIB
 
@@ -31,21 +34,9 @@ LISTED = GpuDevice(
 CPU = GpuDevice(name="EPYC", kind=GpuKind.CPU, memory=5 * GIB, driver="3.1")
 
 
-class Fixed(Host):
-    """A host with these PCI functions (vendor and device)."""
-
-    def __init__(self, *functions: str) -> None:
-        self._functions = functions
-
-    def read(self, path: str) -> str | None:
-        if path == "/proc/bus/pci/devices":
-            return "".join(f"0100\t{function}\t10\t0\n" for function in self._functions)
-        return super().read(path)
-
-
 def found(
     monkeypatch: pytest.MonkeyPatch,
-    host: Host,
+    bus: PciBus,
     devices: list[GpuDevice] | Exception,
     cards: list[NvidiaGpu] | Exception,
 ) -> dict[str, Finding]:
@@ -56,11 +47,17 @@ def found(
 
     monkeypatch.setattr(opencl, "find_devices", lambda: say(devices))
     monkeypatch.setattr(nvidia, "find_nvidia", lambda: say(cards))
-    return {finding.id: finding for finding in doctor_gpu.gpu_findings(host)}
+    return {finding.id: finding for finding in doctor_gpu.gpu_findings(Host(), bus)}
 
 
-def test_a_card_that_can_be_lent(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = found(monkeypatch, Fixed("10de1eb8"), [CPU, LISTED], [CARD])
+@pytest.fixture
+def tree(tmp_path: Path) -> PciTree:
+    return PciTree(tmp_path)
+
+
+def test_a_card_that_can_be_lent(monkeypatch: pytest.MonkeyPatch, tree: PciTree) -> None:
+    tree.add("0000:01:00.0", driver="nvidia")
+    seen = found(monkeypatch, tree.bus(), [CPU, LISTED], [CARD])
     assert seen["opencl"].level is Level.OK
     assert "vmcoal lend --gpu 1:0" in seen["opencl-1:0"].found
     assert "EPYC (cpu), 5 GiB, driver 3.1" in seen["opencl-0:0"].found
@@ -68,24 +65,50 @@ def test_a_card_that_can_be_lent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1 GiB of 16 GiB used, 25 % busy; OpenCL device 1:0" in seen["nvidia-0000:01:00.0"].found
 
 
-def test_a_card_without_its_opencl_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = found(monkeypatch, Fixed("10de1eb8"), [CPU], [CARD])
+def test_a_card_without_its_opencl_driver(monkeypatch: pytest.MonkeyPatch, tree: PciTree) -> None:
+    tree.add("0000:01:00.0", driver="nvidia")
+    seen = found(monkeypatch, tree.bus(), [CPU], [CARD])
     assert seen["opencl"].found == "only this host's CPU"
     assert seen["nvidia-0000:01:00.0"].remedy == "install its OpenCL driver: apt install nvidia-opencl-icd"
 
 
-def test_a_card_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_without_a_driver(monkeypatch: pytest.MonkeyPatch, tree: PciTree) -> None:
     none = PrerequisiteError("NVML Shared Library Not Found", hint="install it")
-    seen = found(monkeypatch, Fixed("80861237", "10de1eb8"), [], none)
-    assert (seen["nvidia"].level, seen["nvidia"].remedy) == (Level.WARN, "install it")
-    assert "there is no loader" in seen["opencl"].found
-    broken = found(monkeypatch, Fixed("80861237"), PrerequisiteError("OpenCL does not work", hint="clinfo"), none)
+    broken = found(monkeypatch, tree.bus(), PrerequisiteError("OpenCL does not work", hint="clinfo"), none)
     assert broken["nvidia"].found == "not needed: this host has no NVIDIA GPU"
     assert broken["opencl"].remedy == "clinfo"
+    assert broken["pci"].found.startswith("none")
+    tree.add("0000:01:00.0")
+    seen = found(monkeypatch, tree.bus(), [], none)
+    assert (seen["nvidia"].level, seen["nvidia"].remedy) == (Level.WARN, "install it")
+    assert "there is no loader" in seen["opencl"].found
 
 
-def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    found(monkeypatch, Fixed(), [LISTED], [])
+def test_whether_a_guest_can_have_a_display(monkeypatch: pytest.MonkeyPatch, tree: PciTree) -> None:
+    tree.add("0000:01:00.0", driver="nvidia", group="7")
+    tree.add("0000:02:00.0", ids=(0x1002, 0x1), group="8")
+    tree.add("0000:02:00.1", ids=(0x1002, 0x2), pci_class=0x040300, group="8")
+    tree.add("0000:03:00.0", pci_class=0x030000, group="9")
+    tree.add("0000:04:00.0", ids=(0x8086, 0x3), pci_class=0x020000, driver="e1000e", group="9")
+    seen = found(monkeypatch, tree.bus(), [], [])
+    assert [name for name in seen if name.startswith("pci-")] == [
+        "pci-0000:01:00.0",
+        "pci-0000:02:00.0",
+        "pci-0000:03:00.0",
+    ]
+    assert "driver nvidia, IOMMU group 7" in seen["pci-0000:01:00.0"].found
+    good = seen["pci-0000:02:00.0"]
+    assert good.level is Level.OK
+    assert "with 0000:02:00.1" in good.found
+    assert "vmcoal attach --gpu pci:0000:02:00.0" in good.found
+    shared = seen["pci-0000:03:00.0"]
+    assert shared.level is Level.WARN
+    assert "shares IOMMU group 9 with 0000:04:00.0" in shared.found
+    assert "another slot" in (shared.remedy or "")
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, tree: PciTree) -> None:
+    found(monkeypatch, tree.bus(), [LISTED], [])
     done = vmcoal("doctor", "gpu")
     assert done.code == 0
     assert "OpenCL device 1:0" in done.out

@@ -13,8 +13,11 @@ from vmcoal.cli.params import output_option
 from vmcoal.errors import VmcoalError
 from vmcoal.host.checks import Check, Duty, Finding, Seen, run_checks
 from vmcoal.host.facts import Host
+from vmcoal.host.pci import PciBus
 from vmcoal.model.gpu import GpuDevice, GpuKind, NvidiaGpu
+from vmcoal.model.pci import PassthroughFacts
 from vmcoal.model.units import format_size
+from vmcoal.policy.passthrough import objections, remarks
 
 _LEND, _ATTACH = frozenset({Duty.LEND}), frozenset({Duty.ATTACH})
 _NVIDIA = 0x10DE
@@ -45,17 +48,20 @@ def doctor_gpu(form: str) -> None:
         click.echo(findings_text(findings))
 
 
-def gpu_findings(host: Host) -> list[Finding]:
-    """Return what there is of GPUs; takes as long as the drivers need to answer."""
+def gpu_findings(host: Host, bus: PciBus | None = None) -> list[Finding]:
+    """Return what there is of GPUs; takes as long as the drivers need to answer. ``bus`` is another one in a test."""
     devices, no_devices = _opencl()
     cards, no_cards = _nvidia()
+    bus = bus or PciBus()
+    facts = [bus.facts(address) for address in bus.displays()]
     checks = [
         Check("opencl", "OpenCL devices", lambda _: _seen(devices, no_devices), "", False, _LEND),
         *(_device(device) for device in devices),
         Check("gpu-server", "the server of lent OpenCL devices", _server, _BUILD, False, _LEND),
         Check("gpu-client", "the OpenCL client that guests are given", _client, _BUILD, False, _ATTACH),
-        Check("nvidia", "NVIDIA's driver", lambda seen: _driver(seen, cards, no_cards), "", False, _LEND),
+        Check("nvidia", "NVIDIA's driver", lambda _: _driver(facts, cards, no_cards), "", False, _LEND),
         *(_card(card, devices) for card in cards),
+        *_functions(facts),
     ]
     return run_checks(checks, host, frozenset(Duty))
 
@@ -113,21 +119,12 @@ def _client(host: Host) -> Seen:
     return Seen(False, why) if why else Seen(True, f"{LIBRARY}; the guest needs vmcoal's agent, Python and glibc 2.34")
 
 
-def _driver(host: Host, cards: tuple[NvidiaGpu, ...], why: VmcoalError | None) -> Seen:
+def _driver(facts: list[PassthroughFacts], cards: tuple[NvidiaGpu, ...], why: VmcoalError | None) -> Seen:
     if cards:
         return Seen(True, f"{cards[0].driver}, for CUDA up to {cards[0].cuda}")
-    if not _nvidia_functions(host):
+    if not any(one.function.vendor == _NVIDIA for one in facts):
         return Seen(True, "not needed: this host has no NVIDIA GPU")
     return Seen(False, why.message if why else "it lists no GPU", why.hint if why else "dmesg | grep -i nvrm")
-
-
-def _nvidia_functions(host: Host) -> list[str]:
-    found = []
-    for line in (host.read("/proc/bus/pci/devices") or "").splitlines():
-        words = line.split()
-        if len(words) > 1 and int(words[1][:4], 16) == _NVIDIA:
-            found.append(words[0])
-    return found
 
 
 def _card(card: NvidiaGpu, devices: Iterable[GpuDevice]) -> Check:
@@ -140,3 +137,28 @@ def _card(card: NvidiaGpu, devices: Iterable[GpuDevice]) -> Check:
         remedy = "install its OpenCL driver: apt install nvidia-opencl-icd"
         seen = Seen(False, f"{found}; OpenCL does not list it, so it cannot be lent", remedy)
     return Check(f"nvidia-{card.address}", f"NVIDIA GPU {card.address}", lambda _: seen, "", False, _LEND)
+
+
+def _functions(facts: list[PassthroughFacts]) -> list[Check]:
+    """Return a check for each display of this host: whether a guest here can have it by VFIO."""
+    if facts:
+        return [_function(one) for one in facts]
+    none = Seen(True, "none: a guest of this host can have a lender's GPU only")
+    return [Check("pci", "displays of this host", lambda _: none, "", False, _ATTACH)]
+
+
+def _function(facts: PassthroughFacts) -> Check:
+    one = facts.function
+    parts = [one.title, f"driver {one.driver or 'none'}"]
+    parts += [f"IOMMU group {one.group}" if one.group is not None else "no IOMMU group"]
+    others = [member.address for member in facts.group if member.address != one.address]
+    parts += [f"with {', '.join(others)}"] if others else []
+    parts += [f"reset by {', '.join(one.resets)}" if one.resets else "no reset"]
+    found = f"{', '.join(parts)}: "
+    against = objections(facts, 0)
+    if against:
+        hints = "; ".join(dict.fromkeys(error.hint for error in against if error.hint))
+        seen = Seen(False, found + "; ".join(error.message for error in against), hints)
+    else:
+        seen = Seen(True, "; ".join([f"{found}vmcoal attach --gpu pci:{one.address}", *remarks(facts)]))
+    return Check(f"pci-{one.address}", f"display {one.address}", lambda _: seen, "", False, _ATTACH)

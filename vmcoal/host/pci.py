@@ -20,6 +20,7 @@ from vmcoal.policy.passthrough import check_address, no_such
 
 _IO, _MEMORY, _PREFETCHABLE, _WIDE = 0x100, 0x200, 0x2000, 0x100000  # linux/ioport.h
 _BARS = 6
+_DISPLAYS = (0x03, 0x12)  # PCI Code and ID Assignment Specification: display controllers, processing accelerators
 _CAP_IPC_LOCK = 1 << 14
 _IFF_UP = 1
 _IDS = ("/usr/share/misc/pci.ids", "/usr/share/hwdata/pci.ids")
@@ -59,6 +60,11 @@ class PciBus:
             integrated=folder.resolve().parent.name.startswith("pci"),
             uses=tuple(self._uses(folder)) if driver not in (None, DRIVER) else (),
         )
+
+    def displays(self) -> list[str]:
+        """Return the addresses of all functions that are displays, 3D controllers and accelerators for computing."""
+        found = self._bus.glob("devices/*/class")
+        return sorted(path.parent.name for path in found if _hex(path) >> 16 in _DISPLAYS)
 
     def facts(self, address: str, *, qemu: int | None = None, opened: bool = False) -> PassthroughFacts:
         """Return what decides whether a guest can have function ``address``; it takes some 10 ms.
