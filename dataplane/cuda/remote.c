@@ -1,0 +1,311 @@
+#include "remote.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "generated/ops.h"
+
+enum { TURN_MS = 10, PIECES_MAX = 4 };
+
+/* Reading: only by the thread that has set `reading` */
+
+/* Forget everybody: those who wait see that the lender is lost. */
+static void lose(struct remote *remote)
+{
+	struct waiter *waiter = remote->first;
+
+	atomic_store(&remote->lost, true);
+	shutdown(remote->fd, SHUT_RDWR);
+	remote->first = NULL;
+	remote->current = NULL;
+	while (waiter) {
+		struct waiter *next = waiter->next;
+
+		if (waiter->own)
+			free(waiter);
+		waiter = next;
+	}
+}
+
+static struct waiter *waiter_of(struct remote *remote, uint32_t sequence)
+{
+	struct waiter *waiter;
+
+	pthread_mutex_lock(&remote->lock);
+	waiter = remote->first;
+	while (waiter && waiter->answer.sequence != sequence)
+		waiter = waiter->next;
+	pthread_mutex_unlock(&remote->lock);
+	return waiter;
+}
+
+static void finish(struct remote *remote)
+{
+	struct waiter *waiter = remote->current, **link = &remote->first;
+
+	pthread_mutex_lock(&remote->lock);
+	while (*link != waiter)
+		link = &(*link)->next;
+	*link = waiter->next;
+	waiter->answer = remote->answer;
+	waiter->done = true;
+	if (waiter->own)
+		free(waiter);
+	pthread_mutex_unlock(&remote->lock);
+	remote->current = NULL;
+	remote->have = 0;
+}
+
+/* A header is complete: find who waits for it, and see that the rest fits there. */
+static bool begin(struct remote *remote)
+{
+	struct waiter *waiter;
+
+	answer_parse(remote->header, &remote->answer);
+	waiter = waiter_of(remote, remote->answer.sequence);
+	if (!waiter)
+		return false;
+	if (remote->answer.length > waiter->room) {
+		if (!waiter->grows || remote->answer.length > waiter->most)
+			return false;
+		waiter->to = malloc(remote->answer.length);
+		if (!waiter->to)
+			return false;
+		waiter->room = remote->answer.length;
+	}
+	remote->current = waiter;
+	return true;
+}
+
+/* Take what there is. Returns false where the lender is lost, or what came is no answer. */
+static bool take(struct remote *remote)
+{
+	for (;;) {
+		size_t body = remote->have - (remote->current ? ANSWER_SIZE : remote->have);
+		ssize_t count;
+
+		if (!remote->current)
+			count = recv(remote->fd, remote->header + remote->have, ANSWER_SIZE - remote->have, MSG_DONTWAIT);
+		else if (body < remote->answer.length)
+			count = recv(remote->fd, remote->current->to + body, remote->answer.length - body, MSG_DONTWAIT);
+		else {
+			finish(remote);
+			return true;
+		}
+		if (count < 0 && (errno == EAGAIN || errno == EINTR))
+			return true;
+		if (count <= 0)
+			return false;
+		remote->have += (size_t)count;
+		if (!remote->current && remote->have == ANSWER_SIZE && !begin(remote))
+			return false;
+	}
+}
+
+/* Wait for something and take it. */
+static void receive(struct remote *remote, int timeout)
+{
+	struct pollfd wait = {.fd = remote->fd, .events = POLLIN};
+	int ready = poll(&wait, 1, timeout);
+	bool good = ready ? (ready < 0 && errno == EINTR) || (ready > 0 && take(remote)) : remote->patience < 0;
+
+	pthread_mutex_lock(&remote->lock);
+	if (!good)
+		lose(remote);
+	remote->reading = false;
+	pthread_cond_broadcast(&remote->moved);
+	pthread_mutex_unlock(&remote->lock);
+}
+
+static bool start_reading(struct remote *remote)
+{
+	bool free;
+
+	pthread_mutex_lock(&remote->lock);
+	free = !remote->reading && !atomic_load(&remote->lost);
+	if (free)
+		remote->reading = true;
+	pthread_mutex_unlock(&remote->lock);
+	return free;
+}
+
+bool remote_wait(struct remote *remote, struct waiter *waiter)
+{
+	bool done;
+
+	pthread_mutex_lock(&remote->lock);
+	while (!waiter->done && !atomic_load(&remote->lost)) {
+		if (remote->reading) {
+			pthread_cond_wait(&remote->moved, &remote->lock);
+			continue;
+		}
+		remote->reading = true;
+		pthread_mutex_unlock(&remote->lock);
+		receive(remote, remote->patience);
+		pthread_mutex_lock(&remote->lock);
+	}
+	done = waiter->done;
+	pthread_mutex_unlock(&remote->lock);
+	return done;
+}
+
+/* Sending */
+
+/* The way is full: let it move. The other end may be waiting for us to read its answers. */
+static bool let_move(struct remote *remote)
+{
+	struct pollfd wait = {.fd = remote->fd, .events = POLLOUT};
+
+	if (start_reading(remote)) {
+		wait.events |= POLLIN;
+		if (poll(&wait, 1, -1) < 0)
+			wait.revents = 0;
+		pthread_mutex_lock(&remote->lock);
+		if (!(wait.revents & ~POLLOUT)) {
+			remote->reading = false;
+			pthread_cond_broadcast(&remote->moved);
+			pthread_mutex_unlock(&remote->lock);
+		} else {
+			pthread_mutex_unlock(&remote->lock);
+			receive(remote, 0);
+		}
+	} else {
+		poll(&wait, 1, TURN_MS); /* another thread reads, for as long as it has to wait itself */
+	}
+	return !atomic_load(&remote->lost);
+}
+
+static bool put(struct remote *remote, struct iovec *pieces, unsigned count)
+{
+	while (count) {
+		struct msghdr message = {.msg_iov = pieces, .msg_iovlen = count};
+		ssize_t sent = sendmsg(remote->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+		if (sent < 0 && errno == EINTR)
+			continue;
+		if (sent < 0 && errno == EAGAIN) {
+			if (!let_move(remote))
+				return false;
+			continue;
+		}
+		if (sent < 0)
+			return false;
+		while (count && (size_t)sent >= pieces->iov_len) {
+			sent -= (ssize_t)pieces->iov_len;
+			pieces++;
+			count--;
+		}
+		if (count) {
+			pieces->iov_base = (uint8_t *)pieces->iov_base + sent;
+			pieces->iov_len -= (size_t)sent;
+		}
+	}
+	return true;
+}
+
+/* The lender is lost to a sender. A thread that reads notices by itself, and may not be robbed of where it writes to. */
+static void lose_sending(struct remote *remote)
+{
+	shutdown(remote->fd, SHUT_RDWR);
+	pthread_mutex_lock(&remote->lock);
+	while (remote->reading)
+		pthread_cond_wait(&remote->moved, &remote->lock);
+	if (!atomic_load(&remote->lost))
+		lose(remote);
+	pthread_cond_broadcast(&remote->moved);
+	pthread_mutex_unlock(&remote->lock);
+}
+
+bool remote_send(struct remote *remote, struct request *request, const struct iovec *pieces, unsigned count,
+		 struct waiter *waiter)
+{
+	struct iovec all[PIECES_MAX + 1];
+	uint8_t header[REQUEST_SIZE];
+	struct waiter **link = &remote->first;
+	bool sent;
+
+	pthread_mutex_lock(&remote->sending);
+	pthread_mutex_lock(&remote->lock);
+	sent = !atomic_load(&remote->lost);
+	if (sent) {
+		request->sequence = ++remote->sequence;
+		if (waiter) {
+			waiter->next = NULL;
+			waiter->done = false;
+			waiter->answer.sequence = request->sequence;
+			while (*link)
+				link = &(*link)->next;
+			*link = waiter;
+		}
+	} else if (waiter && waiter->own) {
+		free(waiter);
+	}
+	pthread_mutex_unlock(&remote->lock);
+	if (sent) {
+		request_pack(header, request);
+		all[0] = (struct iovec){.iov_base = header, .iov_len = sizeof header};
+		for (unsigned i = 0; i < count; i++)
+			all[i + 1] = pieces[i];
+		sent = put(remote, all, count + 1);
+		if (!sent)
+			lose_sending(remote);
+	}
+	pthread_mutex_unlock(&remote->sending);
+	return sent;
+}
+
+/* Opening */
+
+static bool say_hello(struct remote *remote)
+{
+	struct writer body = {.data = NULL};
+	uint8_t version[8] = {0};
+	struct waiter waiter = {.to = version, .room = sizeof version};
+	struct request request = {.op = OP_hello, .flags = REQUEST_ANSWER};
+	struct iovec piece;
+	bool good;
+
+	writer_begin(&body, 0);
+	write_text(&body, CUDA_HELLO, sizeof CUDA_HELLO);
+	piece = (struct iovec){.iov_base = body.data, .iov_len = body.used};
+	request.length = (uint32_t)body.used;
+	good = !body.failed && remote_send(remote, &request, &piece, 1, &waiter) && remote_wait(remote, &waiter) &&
+	       !waiter.answer.result && waiter.answer.length == sizeof version;
+	writer_free(&body);
+	if (good) {
+		struct reader in = {.at = version, .end = version + sizeof version};
+
+		remote->version = (int)read_number(&in);
+	}
+	return good;
+}
+
+bool remote_open(struct remote *remote, const char *path, unsigned gpu)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+
+	memset(remote, 0, sizeof *remote);
+	remote->gpu = gpu;
+	remote->patience = HELLO_MS;
+	pthread_mutex_init(&remote->sending, NULL);
+	pthread_mutex_init(&remote->lock, NULL);
+	pthread_mutex_init(&remote->known, NULL);
+	pthread_cond_init(&remote->moved, NULL);
+	if (strlen(path) >= sizeof address.sun_path)
+		return false;
+	strcpy(address.sun_path, path);
+	remote->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (remote->fd < 0)
+		return false;
+	if (connect(remote->fd, (struct sockaddr *)&address, sizeof address) || !say_hello(remote)) {
+		close(remote->fd);
+		return false;
+	}
+	remote->patience = -1;
+	return true;
+}
