@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """vmcoal GPU relay: makes a lent GPU usable in the guest while it is attached.
 
-vmcoal's controller runs it in the guest through the agent, with the lender's OpenCL client library beside it:
+vmcoal's controller runs it in the guest through the agent, with the OpenCL and CUDA client libraries beside it:
 
-    vmcoal_gpu.py up NAME --node N    find the PCI function of port NAME, check it, start the relay; prints JSON
+    vmcoal_gpu.py up NAME --node N [--cuda] [--no-opencl]
+                                      find the PCI function of port NAME, check it, start the relay; prints JSON
     vmcoal_gpu.py down NAME           end the relay of port NAME
 
-The relay carries the byte streams of OpenCL programs (Unix sockets in /run/vmcoal) over one virtio-serial port
+The relay carries the byte streams of programs (Unix sockets in /run/vmcoal) over one virtio-serial port
 (docs/internals/gpu-protocol.md). It lives as long as the port's other side does: when the device is unplugged, the
-lender is lost or the host ends it, every program's connection is closed, and the ICD file that OpenCL loaders look for
-is gone with it. Needs Linux, Python 3.9 or later and nothing else.
+lender is lost or the host ends it, every program's connection is closed, and the ICD file that OpenCL loaders look for,
+or the libcuda.so.1 that the dynamic linker found, is gone with it. Needs Linux, Python 3.9 or later and nothing else.
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ DEVICES = RUN + "/opencl.d"
 VENDORS = "/etc/OpenCL/vendors"
 ICD = VENDORS + "/vmcoal.icd"
 LIBRARY = "libvmcoal-pocl.so"
-SERVICES = 2
+CUDA_DEVICES = RUN + "/cuda.d"
+CUDA_LIBRARY = "libvmcoal-cuda.so"
+CUDA_LINKS = ("libcuda.so.1", "libcuda.so")
+LINKER = "/etc/ld.so.conf.d/000-vmcoal-gpu.conf"  # it goes before a driver that the guest may have of its own
+LDCONFIG = ("/sbin/ldconfig", "/usr/sbin/ldconfig", "/usr/bin/ldconfig")
+OPENCL, CUDA = (0, 1), (2,)  # the services of each
+SERVICES = 3
 
 HELLO, OPEN, DATA, CREDIT, CLOSE = range(1, 6)
 HEADER = struct.Struct("<BBHI")
@@ -172,11 +179,11 @@ class Stream:
 
 
 class Relay:
-    """Carries the streams of all programs over the port ``fd``."""
+    """Carries the streams of all programs over the port ``fd``; ``listeners`` by the service that they are for."""
 
-    def __init__(self, fd: int, listeners: list[socket.socket]) -> None:
+    def __init__(self, fd: int, listeners: dict[int, socket.socket]) -> None:
         self.fd = fd
-        self.listeners = {sock.fileno(): (service, sock) for service, sock in enumerate(listeners)}
+        self.listeners = {sock.fileno(): (service, sock) for service, sock in listeners.items()}
         self.streams: dict[int, Stream] = {}
         self.by_fd: dict[int, Stream] = {}
         self.arrived = bytearray()
@@ -418,42 +425,89 @@ def sockets_of(name: str) -> list[str]:
     return [f"{RUN}/{name}.{number}" for number in range(1, SERVICES + 1)]
 
 
-def listen(name: str) -> list[socket.socket]:
-    """Return listening sockets that every user of the guest may connect to."""
-    os.makedirs(DEVICES, 0o755, exist_ok=True)
-    listeners = []
-    for path in sockets_of(name):
+def listen(name: str, services: tuple[int, ...] = OPENCL) -> dict[int, socket.socket]:
+    """Return listening sockets that every user of the guest may connect to, by service."""
+    os.makedirs(RUN, 0o755, exist_ok=True)
+    listeners = {}
+    for service in services:
+        path = sockets_of(name)[service]
         remove(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.bind(path)
         os.chmod(path, 0o666)  # noqa: S103
         sock.listen(16)
         sock.setblocking(False)
-        listeners.append(sock)
+        listeners[service] = sock
     return listeners
 
 
-def show(name: str) -> None:
-    """Let OpenCL loaders find the device."""
-    library = os.path.join(os.path.dirname(os.path.abspath(__file__)), LIBRARY)
-    os.makedirs(VENDORS, 0o755, exist_ok=True)
-    for path, text in ((f"{DEVICES}/{name}", f"@{name}:1/0\n"), (ICD, library + "\n")):
-        with open(path + ".new", "w") as file:
-            file.write(text)
-        os.chmod(path + ".new", 0o644)
-        os.rename(path + ".new", path)
+def write(path: str, text: str) -> None:
+    """Write a file that everybody may read, whole or not at all."""
+    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+    with open(path + ".new", "w") as file:
+        file.write(text)
+    os.chmod(path + ".new", 0o644)
+    os.rename(path + ".new", path)
+
+
+def here(name: str) -> str:
+    """Return the path of a file beside this one."""
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+
+
+def show(name: str, services: tuple[int, ...] = OPENCL) -> None:
+    """Let programs find the device: OpenCL's by an ICD file, CUDA's by the dynamic linker."""
+    if set(OPENCL) <= set(services):
+        write(f"{DEVICES}/{name}", f"@{name}:1/0\n")
+        write(ICD, here(LIBRARY) + "\n")
+    if set(CUDA) <= set(services):
+        write(f"{CUDA_DEVICES}/{name}", sockets_of(name)[CUDA[0]] + "\n")
+        for link in CUDA_LINKS:
+            path = here("lib/" + link)
+            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+            if not os.path.islink(path):
+                remove(path)
+                os.symlink(here(CUDA_LIBRARY), path)
+        try:
+            write(LINKER, here("lib") + "\n")
+        except OSError:
+            return  # an image that cannot be written to: programs need LD_LIBRARY_PATH then
+        tell_linker()
+
+
+def tell_linker() -> None:
+    """Have the dynamic linker read its configuration."""
+    for ldconfig in LDCONFIG:
+        if os.path.exists(ldconfig):
+            pid = os.fork()
+            if not pid:
+                try:
+                    os.execv(ldconfig, [ldconfig, "-X"])
+                finally:
+                    os._exit(1)
+            os.waitpid(pid, 0)
+            return
 
 
 def hide(name: str) -> None:
-    """Let nobody find the device; with the last one the ICD file goes too."""
+    """Let nobody find the device; with the last one the ICD file and libcuda.so.1 go too."""
     remove(f"{DEVICES}/{name}")
+    remove(f"{CUDA_DEVICES}/{name}")
     for path in sockets_of(name):
         remove(path)
+    if not entries(DEVICES):
+        remove(ICD)
+    if not entries(CUDA_DEVICES) and os.path.exists(LINKER):
+        remove(LINKER)
+        tell_linker()
+
+
+def entries(folder: str) -> list[str]:
+    """Return what is in a folder, or nothing."""
     try:
-        if not os.listdir(DEVICES):
-            remove(ICD)
+        return os.listdir(folder)
     except OSError:
-        pass
+        return []
 
 
 def pid_file(name: str) -> str:
@@ -464,8 +518,10 @@ def pid_file(name: str) -> str:
 # ---------------------------------------------------------------- commands
 
 
-def up(name: str, node: int, sysfs: str, seconds: float, keep: bool = False) -> dict[str, Any]:
-    """Check the device of port ``name`` and start its relay; returns what the device is.
+def up(
+    name: str, node: int, sysfs: str, seconds: float, keep: bool = False, services: tuple[int, ...] = OPENCL
+) -> dict[str, Any]:
+    """Check the device of port ``name`` and start its relay for ``services``; returns what the device is.
 
     ``keep`` leaves a relay alone that runs already; ``node`` the NUMA node it must be in. Raises `RelayError`; nothing
     is left behind then.
@@ -493,11 +549,11 @@ def up(name: str, node: int, sysfs: str, seconds: float, keep: bool = False) -> 
     os.setsid()
     if os.fork():
         os._exit(0)
-    serve(name, port, theirs, until)
+    serve(name, port, theirs, until, services)
     os._exit(0)
 
 
-def serve(name: str, port: str, told: int, until: float) -> None:
+def serve(name: str, port: str, told: int, until: float, services: tuple[int, ...]) -> None:
     """Be the relay; writes ``ready`` to ``told``, or why not."""
     ending: list[int] = []
     relay = None
@@ -512,11 +568,11 @@ def serve(name: str, port: str, told: int, until: float) -> None:
             os.dup2(null, fd)
         os.chdir("/")
         fd = open_port(port, until)
-        relay = Relay(fd, listen(name))
+        relay = Relay(fd, listen(name, services))
         relay.greet(min(until, time.monotonic() + GREETING))
         with open(pid_file(name), "w") as file:
             file.write(str(os.getpid()))
-        show(name)
+        show(name, services)
         os.write(told, b"ready")
         os.close(told)
         told = -1
@@ -564,13 +620,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--deadline", type=float, default=20.0)
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--sysfs", default="/sys")
+    parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--no-opencl", action="store_true")
     options = parser.parse_args(argv)
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,47}", options.name):
         parser.error(f"{options.name!r} is no name of a port")
     try:
         answer: dict[str, Any] = {}
         if options.command == "up":
-            answer = up(options.name, options.node, options.sysfs, options.deadline, options.keep)
+            services = (() if options.no_opencl else OPENCL) + (CUDA if options.cuda else ())
+            answer = up(options.name, options.node, options.sysfs, options.deadline, options.keep, services)
         else:
             down(options.name)
     except (RelayError, OSError) as error:

@@ -12,7 +12,7 @@
 enum { SILENCE = 10 };
 
 static const char usage[] =
-	"usage: vmcoal-gpu serve --key FILE --listen-fd N --command PATH --stream PATH [--silence SECONDS]\n"
+	"usage: vmcoal-gpu serve --key FILE --listen-fd N [--command PATH --stream PATH] [--cuda PATH] [--silence SECONDS]\n"
 	"       vmcoal-gpu pump --key FILE --address HOST --port N --socket PATH [--meter FILE] [--silence SECONDS]\n"
 	"       vmcoal-gpu check --key FILE --address HOST --port N\n"
 	"\n"
@@ -22,13 +22,14 @@ static const char usage[] =
 	"\n"
 	"  --key FILE        IDENTITY:HEX, the key that both ends have\n"
 	"  --listen-fd N     listening TCP socket\n"
-	"  --command PATH    the GPU server's sockets\n"
+	"  --command PATH    the OpenCL server's sockets\n"
 	"  --stream PATH\n"
+	"  --cuda PATH       the CUDA server's socket\n"
 	"  --meter FILE      count calls and bytes there (gpu/meter.h)\n"
 	"  --silence SECONDS an end that does not answer for so long is lost (10)\n";
 
 struct options {
-	const char *key, *command, *stream;
+	const char *key, *command, *stream, *cuda;
 	int listen_fd, silence;
 	struct pump pump;
 };
@@ -40,7 +41,7 @@ static bool parse_options(int argc, char **argv, struct options *options)
 		{"command", required_argument, NULL, 'c'}, {"stream", required_argument, NULL, 's'},
 		{"address", required_argument, NULL, 'a'}, {"port", required_argument, NULL, 'p'},
 		{"socket", required_argument, NULL, 'u'},  {"silence", required_argument, NULL, 't'},
-		{"meter", required_argument, NULL, 'm'},
+		{"meter", required_argument, NULL, 'm'},   {"cuda", required_argument, NULL, 'g'},
 		{NULL, 0, NULL, 0},
 	};
 
@@ -70,6 +71,9 @@ static bool parse_options(int argc, char **argv, struct options *options)
 		case 'm':
 			options->pump.meter = optarg;
 			break;
+		case 'g':
+			options->cuda = optarg;
+			break;
 		case 't':
 			options->silence = atoi(optarg);
 			break;
@@ -88,7 +92,7 @@ int main(int argc, char **argv)
 	bool serves = !strcmp(mode, "serve"), pumps = !strcmp(mode, "pump"), checks = !strcmp(mode, "check");
 
 	if (serves)
-		ok = ok && options.listen_fd > 2 && options.command && options.stream;
+		ok = ok && options.listen_fd > 2 && !options.command == !options.stream && (options.command || options.cuda);
 	else
 		ok = ok && (pumps || checks) && options.pump.address && options.pump.port && pumps == !!options.pump.socket;
 	if (!ok) {
@@ -101,7 +105,7 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	if (serves) {
-		const char *const services[SERVICES] = {options.command, options.stream};
+		const char *const services[SERVICES] = {options.command, options.stream, options.cuda};
 
 		serve(options.listen_fd, &key, services, options.silence);
 		perror("vmcoal-gpu");

@@ -11,7 +11,7 @@
 #include "bytes.h"
 #include "frame.h"
 
-enum { OUT_MAX = 1024 * 1024, SERVICES = 2 };
+enum { OUT_MAX = 1024 * 1024, SERVICES = 3 };
 
 struct stream {
 	bool open;

@@ -60,9 +60,12 @@ static bool opened(struct mux *mux, unsigned number)
 {
 	struct server *server = server_of(mux);
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	const char *path = server->services[mux->streams[number].service];
+	int fd = path ? socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0) : -1;
 
-	snprintf(address.sun_path, sizeof address.sun_path, "%s", server->services[mux->streams[number].service]);
+	if (!path)
+		return false;
+	snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
 	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
 		fprintf(stderr, "vmcoal-gpu: the GPU server does not take a stream: %s\n", strerror(errno));
 		if (fd >= 0)

@@ -148,7 +148,7 @@ static void what_breaks_the_protocol_is_refused(void)
 	mux_reset(&mux);
 	CHECK(!give(FRAME_OPEN, 1, "\0", 1)); /* no hello */
 	begin();
-	CHECK(!give(FRAME_OPEN, 1, "\2", 1)); /* no such service */
+	CHECK(!give(FRAME_OPEN, 1, "\3", 1)); /* no such service */
 	begin();
 	CHECK(give(FRAME_OPEN, 1, "\0", 1) && !give(FRAME_OPEN, 1, "\0", 1));
 	begin();

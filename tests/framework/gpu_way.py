@@ -19,10 +19,12 @@ import vmcoal_gpu as relay
 listener = socket.socket(fileno=int(sys.argv[2]))
 fd = listener.accept()[0].detach()
 os.set_blocking(fd, False)
-relay.LIBRARY = sys.argv[3]
-carrier = relay.Relay(fd, relay.listen("gpu-test"))
+relay.LIBRARY, relay.CUDA_LIBRARY = sys.argv[3:5]
+relay.LDCONFIG = relay.CUDA_LINKS = ()  # the machine's own cache and this checkout are not touched
+services = tuple(map(int, sys.argv[5].split(",")))
+carrier = relay.Relay(fd, relay.listen("gpu-test", services))
 carrier.greet(time.monotonic() + 20)
-relay.show("gpu-test")
+relay.show("gpu-test", services)
 print("ready", flush=True)
 carrier.run(lambda: False)
 carrier.close()
@@ -37,6 +39,9 @@ class Way:
 
     def __init__(self, tmp_path: Path, server: GpuServer, *, port: int | None = None) -> None:
         """``port`` is that of a relay before the lender's, if there is one."""
+        services = ",".join(
+            (["0,1"] if server.device.opencl else []) + (["2"] if server.device.cuda is not None else [])
+        )
         key = tmp_path / "key"
         nbd.write_psk(key, server.psk_identity, server.psk)
         self.port = tmp_path / "port"
@@ -46,9 +51,11 @@ class Way:
         self.relay = subprocess.Popen(
             [
                 *("unshare", "-m", "sh", "-c"),
-                'mount -t tmpfs t /run && mount -t tmpfs t /etc/OpenCL && exec "$@"',
+                'for place in /run /etc/OpenCL /etc/ld.so.conf.d; do mount -t tmpfs t $place || exit; done; exec "$@"',
                 *("sh", sys.executable, "-B", "-c", RELAY, str(guest_files()), str(self.listener.fileno())),
                 str(find_binary("libvmcoal-pocl.so")),
+                str(find_binary("libvmcoal-cuda.so")),
+                services,
             ],
             pass_fds=[self.listener.fileno()],
             stdout=subprocess.PIPE,

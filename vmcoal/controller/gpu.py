@@ -49,7 +49,7 @@ def agent_of(vm: Vm) -> Agent:
     """Return vmcoal's agent, without which programs in the guest would not find a GPU; raises `PrerequisiteError`."""
     if vm.agent is None or vm.agent.kind != "vmcoal":
         raise PrerequisiteError(
-            "a GPU needs vmcoal's agent in the guest: it brings the OpenCL client there",
+            "a GPU needs vmcoal's agent in the guest: it brings the client libraries there",
             hint="guest-agent/README.md installs it",
         )
     return vm.agent
@@ -60,7 +60,7 @@ async def check(vm: Vm, far: FarNode) -> None:
     agent_of(vm)
     if why := guest_gpu.missing():
         raise PrerequisiteError(
-            f"there is no OpenCL client to give to the guest: {why}", hint="run tools/setup, which builds it"
+            f"there are no client libraries to give to the guest: {why}", hint="run tools/setup, which builds it"
         )
     await pci.free_port(vm.qmp, far)
 
@@ -78,7 +78,7 @@ def plan(vm: Vm, far: FarNode, device: GpuDevice, lender: str, lease: str) -> li
             "QEMU",
             tuple(gpu.plan_plug(far, lease, socket)),
         ),
-        Step("show GPU", "bring the OpenCL client and let programs find the device", "guest"),
+        Step("show GPU", "bring the client libraries and let programs find the device", "guest"),
     ]
 
 
@@ -119,7 +119,7 @@ async def attach(vm: Vm, granted: Granted, far: FarNode, link: Link, address: st
     vm.metrics.plugged("gpu", time.monotonic() - started)
     trans.say("let the guest's programs find it")
     async with trans.step("show-gpu", lease=lease.id):
-        seen = await guest_gpu.up(agent, loan.device, far.node, deadline=_UNPLUG)
+        seen = await guest_gpu.up(agent, loan.device, far.node, server.device, deadline=_UNPLUG)
     if seen.pci_class != CLASS:
         raise ExecutionError(f"the guest sees a PCI function of class {seen.pci_class}, not {CLASS}")
     loan = msgspec.structs.replace(loan, address=seen.address)
@@ -191,7 +191,7 @@ async def show_again(vm: Vm, agent: Agent, lease: str | None = None) -> None:
     for loan in vm.book:
         wanted = loan.state is AttachmentState.ATTACHED if lease is None else loan.id == lease
         if loan.is_gpu and not loan.is_passthrough and loan.device and wanted:
-            await guest_gpu.up(agent, loan.device, loan.node, keep=True, deadline=_UNPLUG)
+            await guest_gpu.up(agent, loan.device, loan.node, loan.gpu, keep=True, deadline=_UNPLUG)
 
 
 async def lost(vm: Vm, loan: Loan) -> None:

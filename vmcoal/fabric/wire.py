@@ -213,6 +213,8 @@ def _check_gpu(device: GpuDevice) -> None:
         _need(len(text) <= _GPU_TEXT_MAX and text.isprintable(), "an ill-formed name of a GPU")
     _need(0 <= device.memory <= LARGEST_AMOUNT, "a GPU's memory out of range")
     _need(0 <= device.platform <= _GPUS_MAX and 0 <= device.index <= _GPUS_MAX, "a GPU's number out of range")
+    _need(device.cuda is None or 0 <= device.cuda <= _GPUS_MAX, "a GPU's number out of range")
+    _need(device.opencl or device.cuda is not None, "a GPU that nothing can use")
 
 
 @_check.register

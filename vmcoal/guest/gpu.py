@@ -1,4 +1,4 @@
-"""Makes a lent GPU usable in the guest: brings the OpenCL client and the relay there, starts and ends the relay.
+"""Makes a lent GPU usable in the guest: brings the client libraries and the relay there, starts and ends the relay.
 
 Everything goes through the agent's `exec`, so that an agent needs no update for it. What runs in the guest is
 guest-agent/vmcoal_gpu.py.
@@ -17,12 +17,13 @@ from vmcoal.guest.agent_link import guest_words
 from vmcoal.guest.channel import Agent
 from vmcoal.guest.images import guest_files
 from vmcoal.holding.binaries import find_binary
+from vmcoal.model.gpu import GpuDevice
 from vmcoal.model.guest import CommandInput, GuestCommand
 
 FOLDER = "/var/lib/vmcoal/gpu"
 """Where the client and the relay are in the guest; /run may forbid to execute."""
 
-LIBRARY, RELAY = "libvmcoal-pocl.so", "vmcoal_gpu.py"
+LIBRARY, CUDA_LIBRARY, RELAY = "libvmcoal-pocl.so", "libvmcoal-cuda.so", "vmcoal_gpu.py"
 
 _OUTPUT_MAX = 64 * 1024
 # Each file is renamed into place: programs of another attached GPU may have the old one mapped.
@@ -62,9 +63,10 @@ class _Answer(msgspec.Struct):
 
 
 def missing() -> str | None:
-    """Return why this host has no OpenCL client to give to guests, or ``None``."""
+    """Return why this host has no client libraries to give to guests, or ``None``."""
     try:
         find_binary(LIBRARY)
+        find_binary(CUDA_LIBRARY)
     except PrerequisiteError as error:
         return error.message
     return None
@@ -74,13 +76,16 @@ def bundle() -> bytes:
     """Return the compressed archive of what the guest needs; takes some 0.1 s."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz", compresslevel=6) as archive:
-        for name, path in ((RELAY, guest_files() / RELAY), (LIBRARY, find_binary(LIBRARY))):
-            archive.add(path, name, recursive=False)
+        archive.add(guest_files() / RELAY, RELAY, recursive=False)
+        for name in (LIBRARY, CUDA_LIBRARY):
+            archive.add(find_binary(name), name, recursive=False)
     return out.getvalue()
 
 
-async def up(agent: Agent, name: str, node: int, *, keep: bool = False, deadline: float) -> GuestGpu:
-    """Bring the client to the guest, check the PCI function of port ``name`` and let programs find the GPU.
+async def up(
+    agent: Agent, name: str, node: int, device: GpuDevice | None, *, keep: bool = False, deadline: float
+) -> GuestGpu:
+    """Bring the clients to the guest, check the PCI function of port ``name`` and let programs find ``device``.
 
     ``keep`` leaves a relay alone that runs already. Raises `RefusedError` with the guest's reason (a BAR without an
     address, no port), and as `Agent.exec`.
@@ -100,6 +105,10 @@ async def up(agent: Agent, name: str, node: int, *, keep: bool = False, deadline
         "--deadline",
         f"{inner:g}",
     )
+    if device is not None and device.cuda is not None:
+        argv += ("--cuda",)
+    if device is not None and not device.opencl:
+        argv += ("--no-opencl",)
     if keep:
         argv += ("--keep",)
     out = await _run(agent, argv, data, deadline=deadline)

@@ -33,7 +33,7 @@ _GPU, _ACCELERATOR = 1 << 2, 1 << 3
 _ALL = 0xFFFFFFFF
 _MAX = 16
 _TEXT_MAX = 128
-_ID = re.compile(r"\d{1,2}:\d{1,2}")
+_ID = re.compile(r"(\d{1,2}|cuda):\d{1,2}")
 REMEDY = "install a driver, or the CPU's: apt install ocl-icd-libopencl1 pocl-opencl-icd"
 
 
@@ -75,7 +75,7 @@ def choose(devices: list[GpuDevice], wanted: str) -> list[GpuDevice]:
     if wanted == "auto":
         chosen = [device for device in devices if device.kind is not GpuKind.CPU] or devices
         if not chosen:
-            raise PrerequisiteError("this host has no OpenCL device to lend", hint=REMEDY)
+            raise PrerequisiteError("this host has no GPU and no OpenCL device to lend", hint=REMEDY)
         return chosen
     by_id = {device.id: device for device in devices}
     names = list(dict.fromkeys(wanted.split(",")))
@@ -84,7 +84,7 @@ def choose(devices: list[GpuDevice], wanted: str) -> list[GpuDevice]:
         known = "; ".join(f"{device.id} is {device.name} ({device.kind})" for device in devices) or "none"
         if not all(_ID.fullmatch(name) for name in names):
             raise UsageError(f"{wanted!r} is no choice of GPUs", hint=f"give auto, none or ids; here are: {known}")
-        raise PrerequisiteError(f"this host has no OpenCL device {unknown[0]}", hint=f"here are: {known}")
+        raise PrerequisiteError(f"this host has no device {unknown[0]}", hint=f"here are: {known}")
     return [by_id[name] for name in names]
 
 

@@ -47,7 +47,7 @@ _START = 60.0  # an emulated host is slow; one that fails ends at once
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the operator asked for; ``None`` stands for what was asked for last time.
 
-    ``gpus`` which OpenCL devices (`vmcoal.host.opencl.choose`), with ``gpu_limits``, which belong to them; ``listen``
+    ``gpus`` which devices (`vmcoal.host.opencl.choose`), with ``gpu_limits``, which belong to them; ``listen``
     host and port (host ``""``: every address); ``data_ports`` first and last port of the leases' servers, or ``None``
     for any; ``metrics`` ``host:port`` or ``None``.
     """
@@ -256,10 +256,11 @@ class Lender:
 
 
 async def _devices(wanted: str) -> tuple[GpuDevice, ...]:
-    """Return the OpenCL devices to lend; raises `PrerequisiteError` where this host cannot."""
+    """Return the devices to lend; raises `PrerequisiteError` where this host cannot."""
     if wanted == "none":
         return ()
-    from vmcoal.host.opencl import choose, find_devices
+    from vmcoal.host.cuda import find_devices
+    from vmcoal.host.opencl import choose
 
     if why := missing():
         raise PrerequisiteError(f"this host cannot lend GPUs: {why}", hint=REMEDY)

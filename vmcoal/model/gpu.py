@@ -11,7 +11,7 @@ PROGRAMS = 32
 
 
 class GpuKind(enum.StrEnum):
-    """What an OpenCL device is. A CPU is one too, where there is no GPU, and is called so."""
+    """What a device is. A CPU is one too, where there is no GPU, and is called so."""
 
     GPU = "gpu"
     ACCELERATOR = "accelerator"
@@ -20,9 +20,10 @@ class GpuKind(enum.StrEnum):
 
 
 class GpuDevice(msgspec.Struct, frozen=True, kw_only=True):
-    """One OpenCL device of a lender. ``memory`` bytes a borrower may use; ``driver`` its driver's version; ``platform``
-    and ``index`` its numbers in the order in which the lender's OpenCL loader lists them; ``address`` of its PCI
-    function on the lender, where its driver tells; ``programs`` of a guest that may use it at once."""
+    """One device of a lender. ``memory`` bytes a borrower may use; ``driver`` its driver's version; ``platform`` and
+    ``index`` its numbers in the order in which the lender's OpenCL loader lists them, if it is an ``opencl`` device;
+    ``cuda`` its number in the order in which the lender's CUDA driver does, if it is one of its devices; ``address`` of
+    its PCI function on the lender, where its driver tells; ``programs`` of a guest that may use it at once."""
 
     name: str
     kind: GpuKind
@@ -33,11 +34,13 @@ class GpuDevice(msgspec.Struct, frozen=True, kw_only=True):
     index: int = 0
     address: str = ""
     programs: int = PROGRAMS
+    opencl: bool = True
+    cuda: int | None = None
 
     @property
     def id(self) -> str:
-        """How an operator names it: ``PLATFORM:DEVICE``."""
-        return f"{self.platform}:{self.index}"
+        """How an operator names it: ``PLATFORM:DEVICE`` of OpenCL, else ``cuda:DEVICE``."""
+        return f"{self.platform}:{self.index}" if self.opencl else f"cuda:{self.cuda}"
 
 
 class GpuLimits(msgspec.Struct, frozen=True):

@@ -47,6 +47,7 @@ static struct object objects[OBJECTS];
 static struct {
 	uint8_t *base;
 	size_t size;
+	const struct object *under;
 } allocations[ALLOCATIONS];
 static size_t used;
 static int spoiled; /* the error that every call answers with from now on */
@@ -78,8 +79,18 @@ static uint64_t number(const struct object *object)
 	return (uintptr_t)object;
 }
 
+static void release(unsigned which)
+{
+	used -= allocations[which].size;
+	munmap(allocations[which].base, allocations[which].size);
+	allocations[which].base = NULL;
+}
+
 static void end(struct object *object)
 {
+	for (unsigned i = 0; object->type == CONTEXT && i < ALLOCATIONS; i++)
+		if (allocations[i].base && allocations[i].under == object)
+			release(i);
 	if (object->type == MODULE && object->module && (!object->under || object->under->type != LIBRARY))
 		ptx_free(object->module);
 	free(object->linked);
@@ -355,6 +366,7 @@ int cuMemAlloc_v2(uint64_t *dptr, size_t bytesize)
 		if (!allocations[i].base) {
 			allocations[i].base = mmap(NULL, bytesize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 			allocations[i].size = bytesize;
+			allocations[i].under = current;
 			used += bytesize;
 			*dptr = (uintptr_t)allocations[i].base;
 			return CU_SUCCESS;
@@ -372,9 +384,7 @@ int cuMemFree_v2(uint64_t dptr)
 {
 	for (unsigned i = 0; i < ALLOCATIONS; i++)
 		if (dptr && (uintptr_t)allocations[i].base == dptr) {
-			used -= allocations[i].size;
-			munmap(allocations[i].base, allocations[i].size);
-			allocations[i].base = NULL;
+			release(i);
 			return ready();
 		}
 	return CU_INVALID_VALUE;
