@@ -41,6 +41,7 @@ CUDA_LIBRARY = "libvmcoal-cuda.so"
 CUDA_LINKS = ("libcuda.so.1", "libcuda.so")
 LINKER = "/etc/ld.so.conf.d/000-vmcoal-gpu.conf"  # it goes before a driver that the guest may have of its own
 LDCONFIG = ("/sbin/ldconfig", "/usr/sbin/ldconfig", "/usr/bin/ldconfig")
+LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")  # what the linker looks into without a cache
 OPENCL, CUDA = (0, 1), (2,)  # the services of each
 SERVICES = 3
 
@@ -462,31 +463,61 @@ def show(name: str, services: tuple[int, ...] = OPENCL) -> None:
         write(ICD, here(LIBRARY) + "\n")
     if set(CUDA) <= set(services):
         write(f"{CUDA_DEVICES}/{name}", sockets_of(name)[CUDA[0]] + "\n")
+        os.makedirs(here("lib"), 0o755, exist_ok=True)
         for link in CUDA_LINKS:
-            path = here("lib/" + link)
-            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-            if not os.path.islink(path):
-                remove(path)
-                os.symlink(here(CUDA_LIBRARY), path)
+            symlink(here("lib/" + link))
         try:
-            write(LINKER, here("lib") + "\n")
+            show_linker()
         except OSError:
-            return  # an image that cannot be written to: programs need LD_LIBRARY_PATH then
+            pass  # an image that cannot be written to: programs need LD_LIBRARY_PATH then
+
+
+def symlink(path: str) -> None:
+    """Make ``path`` lead to the CUDA library; what is there already stays."""
+    if not os.path.lexists(path):
+        os.symlink(here(CUDA_LIBRARY), path)
+
+
+def show_linker() -> None:
+    """Let the dynamic linker find libcuda.so.1: by its configuration, or without an ldconfig in one of its folders."""
+    if ldconfig():
+        write(LINKER, here("lib") + "\n")
         tell_linker()
+        return
+    for folder in LIBRARIES:
+        if os.path.isdir(folder):
+            for link in CUDA_LINKS:
+                symlink(f"{folder}/{link}")
+            return
+
+
+def hide_linker() -> None:
+    """Undo `show_linker`. Idempotent."""
+    if os.path.exists(LINKER):
+        remove(LINKER)
+        tell_linker()
+    for path in (f"{folder}/{link}" for folder in LIBRARIES for link in CUDA_LINKS):
+        if os.path.islink(path) and os.readlink(path) == here(CUDA_LIBRARY):
+            remove(path)
+
+
+def ldconfig() -> str:
+    """Return the path of the guest's ldconfig, or nothing."""
+    return next((path for path in LDCONFIG if os.path.exists(path)), "")
 
 
 def tell_linker() -> None:
     """Have the dynamic linker read its configuration."""
-    for ldconfig in LDCONFIG:
-        if os.path.exists(ldconfig):
-            pid = os.fork()
-            if not pid:
-                try:
-                    os.execv(ldconfig, [ldconfig, "-X"])
-                finally:
-                    os._exit(1)
-            os.waitpid(pid, 0)
-            return
+    program = ldconfig()
+    if not program:
+        return
+    pid = os.fork()
+    if not pid:
+        try:
+            os.execv(program, [program, "-X"])
+        finally:
+            os._exit(1)
+    os.waitpid(pid, 0)
 
 
 def hide(name: str) -> None:
@@ -497,9 +528,8 @@ def hide(name: str) -> None:
         remove(path)
     if not entries(DEVICES):
         remove(ICD)
-    if not entries(CUDA_DEVICES) and os.path.exists(LINKER):
-        remove(LINKER)
-        tell_linker()
+    if not entries(CUDA_DEVICES):
+        hide_linker()
 
 
 def entries(folder: str) -> list[str]:

@@ -533,15 +533,16 @@ static int copy_2d(const void *what, uint64_t stream, bool async)
 	copy.to_pitch = copy.to_pitch ? copy.to_pitch : copy.width;
 	if (copy.from_pitch < copy.width || copy.to_pitch < copy.width)
 		return CU_INVALID_VALUE;
-	copy.from_host += copy.from_y * copy.from_pitch + copy.from_x;
-	copy.to_host += copy.to_y * copy.to_pitch + copy.to_x;
+	/* As numbers: a pointer that is not used may be NULL. */
+	copy.from_host = host_of((uintptr_t)copy.from_host + copy.from_y * copy.from_pitch + copy.from_x);
+	copy.to_host = host_of((uintptr_t)copy.to_host + copy.to_y * copy.to_pitch + copy.to_x);
 	to = copy.to_device + copy.to_y * copy.to_pitch + copy.to_x;
 	from = copy.from_device + copy.from_y * copy.from_pitch + copy.from_x;
 	if (copy.from_type == TYPE_DEVICE && copy.to_type == TYPE_DEVICE)
 		return copy_on_device(&copy, to, from, stream);
 	for (size_t row = 0; row < copy.height && !result; row++) {
-		uint8_t *to_row = copy.to_host + row * copy.to_pitch;
-		const uint8_t *from_row = copy.from_host + row * copy.from_pitch;
+		uint8_t *to_row = host_of((uintptr_t)copy.to_host + row * copy.to_pitch);
+		const uint8_t *from_row = host_of((uintptr_t)copy.from_host + row * copy.from_pitch);
 
 		if (copy.to_type == TYPE_DEVICE && copy.from_type == TYPE_HOST)
 			result = write_to(to + row * copy.to_pitch, from_row, copy.width, stream, async);

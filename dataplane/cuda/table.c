@@ -132,9 +132,9 @@ bool table_add_range(struct table *table, struct range range)
 struct range *table_range(struct table *table, uint64_t at, uint64_t size)
 {
 	size_t index = place(table, at);
-	struct range *range = &table->ranges[index];
+	struct range *range = index < table->ranges_count ? &table->ranges[index] : NULL;
 
-	if (index == table->ranges_count || at < range->base || size > range->size - (at - range->base))
+	if (!range || at < range->base || size > range->size - (at - range->base))
 		return NULL;
 	return range;
 }

@@ -159,6 +159,7 @@ static void errors(void)
 	int option[] = {5, 6}, blocks = 0, grid = 0, block = 0, version = 0, status = -1;
 	void *value[] = {log, (void *)sizeof log}, *call = NULL, *pinned;
 	size_t size = 0, free_before, free_after, total, offset = 1;
+	static const char no_elf[64] = "\177ELF";
 	const char *name = NULL;
 	unsigned answer = 7, n = 0;
 	uint8_t back[64], rows[8][16];
@@ -167,7 +168,7 @@ static void errors(void)
 	EXPECT(218, cuModuleLoadDataEx, &module, ".version 7.0\n.target sm_50\n.entry x() { what.u32 %r1; }", 2, option, value);
 	if (!strstr(log, "unknown instruction: what"))
 		good("the log is not there", 1);
-	EXPECT(CU_INVALID_IMAGE, cuModuleLoadData, &module, "\177ELF");
+	EXPECT(CU_INVALID_IMAGE, cuModuleLoadData, &module, no_elf);
 	GOOD(cuModuleLoadData, &module, ptx);
 	EXPECT(CU_NOT_FOUND, cuModuleGetFunction, &function, module, "nothing");
 	EXPECT(CU_INVALID_HANDLE, cuModuleGetFunction, &function, module + 1, "vadd");

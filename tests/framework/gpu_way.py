@@ -20,7 +20,7 @@ listener = socket.socket(fileno=int(sys.argv[2]))
 fd = listener.accept()[0].detach()
 os.set_blocking(fd, False)
 relay.LIBRARY, relay.CUDA_LIBRARY = sys.argv[3:5]
-relay.LDCONFIG = relay.CUDA_LINKS = ()  # the machine's own cache and this checkout are not touched
+relay.LDCONFIG = relay.CUDA_LINKS = relay.LIBRARIES = ()  # the machine's own cache and this checkout are not touched
 services = tuple(map(int, sys.argv[5].split(",")))
 carrier = relay.Relay(fd, relay.listen("gpu-test", services))
 carrier.greet(time.monotonic() + 20)
