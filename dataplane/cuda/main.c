@@ -19,7 +19,7 @@
 #include "session.h"
 
 static const char usage[] =
-	"usage: vmcoal-cuda serve --listen-fd N --device N --memory BYTES [--driver PATH]\n"
+	"usage: vmcoal-cuda serve --listen-fd N --device N --memory BYTES [--clients N] [--driver PATH]\n"
 	"       vmcoal-cuda check [--driver PATH]\n"
 	"\n"
 	"serve: take clients from a listening Unix socket; each gets a process of its own.\n"
@@ -28,11 +28,12 @@ static const char usage[] =
 	"  --listen-fd N   listening socket\n"
 	"  --device N      which device\n"
 	"  --memory BYTES  how much of its memory all clients together may have\n"
+	"  --clients N     how many there may be at once (64)\n"
 	"  --driver PATH   the CUDA driver (libcuda.so.1)\n";
 
 struct options {
 	const char *driver;
-	int listen_fd, device;
+	int listen_fd, device, clients;
 	uint64_t memory;
 };
 
@@ -41,7 +42,7 @@ static bool parse_options(int argc, char **argv, struct options *options)
 	static const struct option known[] = {
 		{"driver", required_argument, NULL, 'd'}, {"listen-fd", required_argument, NULL, 'f'},
 		{"device", required_argument, NULL, 'n'}, {"memory", required_argument, NULL, 'm'},
-		{NULL, 0, NULL, 0},
+		{"clients", required_argument, NULL, 'c'}, {NULL, 0, NULL, 0},
 	};
 
 	for (int option; (option = getopt_long(argc, argv, "", known, NULL)) != -1;)
@@ -55,13 +56,16 @@ static bool parse_options(int argc, char **argv, struct options *options)
 		case 'n':
 			options->device = atoi(optarg);
 			break;
+		case 'c':
+			options->clients = atoi(optarg);
+			break;
 		case 'm':
 			options->memory = strtoull(optarg, NULL, 10);
 			break;
 		default:
 			return false;
 		}
-	return optind == argc && options->device >= 0;
+	return optind == argc && options->device >= 0 && options->clients > 0 && options->clients <= CLIENTS_MAX;
 }
 
 /* check */
@@ -165,7 +169,7 @@ static void accept_client(const struct options *options, struct account *account
 
 	if (fd < 0)
 		return;
-	for (int i = 0; i < CLIENTS_MAX && !client; i++)
+	for (int i = 0; i < options->clients && !client; i++)
 		if (!account->clients[i].pid)
 			client = &account->clients[i];
 	pid = client ? fork() : -1;
@@ -227,7 +231,7 @@ static int serve(const struct options *options)
 
 int main(int argc, char **argv)
 {
-	struct options options = {.driver = "libcuda.so.1", .listen_fd = -1};
+	struct options options = {.driver = "libcuda.so.1", .listen_fd = -1, .clients = CLIENTS_MAX};
 	const char *mode = argc > 1 ? argv[1] : "";
 	bool ok = argc > 1 && parse_options(argc - 1, argv + 1, &options);
 

@@ -15,7 +15,7 @@ from framework.fake_pci import PciTree
 from vmcoal.cli import doctor_gpu
 from vmcoal.cli.output import device_words
 from vmcoal.errors import PrerequisiteError
-from vmcoal.host import nvidia, opencl
+from vmcoal.host import cuda, nvidia, opencl
 from vmcoal.host.checks import Finding, Level
 from vmcoal.host.facts import Host
 from vmcoal.host.pci import PciBus
@@ -39,6 +39,7 @@ def found(
     bus: PciBus,
     devices: list[GpuDevice] | Exception,
     cards: list[NvidiaGpu] | Exception,
+    on_cuda: tuple[cuda.CudaDevice, ...] = (),
 ) -> dict[str, Finding]:
     async def say(what: Any) -> Any:
         if isinstance(what, Exception):
@@ -46,6 +47,7 @@ def found(
         return what
 
     monkeypatch.setattr(opencl, "find_devices", lambda: say(devices))
+    monkeypatch.setattr(cuda, "find_cuda", lambda: say(on_cuda))
     monkeypatch.setattr(nvidia, "find_nvidia", lambda: say(cards))
     return {finding.id: finding for finding in doctor_gpu.gpu_findings(Host(), bus)}
 
@@ -62,14 +64,23 @@ def test_a_card_that_can_be_lent(monkeypatch: pytest.MonkeyPatch, tree: PciTree)
     assert "vmcoal lend --gpu 1:0" in seen["opencl-1:0"].found
     assert "EPYC (cpu), 5 GiB, driver 3.1" in seen["opencl-0:0"].found
     assert seen["nvidia"].found == "550.1, for CUDA up to 12.4"
-    assert "1 GiB of 16 GiB used, 25 % busy; OpenCL device 1:0" in seen["nvidia-0000:01:00.0"].found
+    assert "1 GiB of 16 GiB used, 25 % busy; device 1:0" in seen["nvidia-0000:01:00.0"].found
+
+
+def test_a_card_that_only_cuda_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cuda = cuda.CudaDevice(0, CARD.name, CARD.address, CARD.memory, "12.4", "7.5")
+    seen = found(monkeypatch, Fixed("10de1eb8"), [CPU], [CARD], (on_cuda,))
+    assert "vmcoal lend --gpu cuda:0" in seen["cuda-0"].found
+    assert seen["nvidia-0000:01:00.0"].found.endswith("device cuda:0")
 
 
 def test_a_card_without_its_opencl_driver(monkeypatch: pytest.MonkeyPatch, tree: PciTree) -> None:
     tree.add("0000:01:00.0", driver="nvidia")
     seen = found(monkeypatch, tree.bus(), [CPU], [CARD])
     assert seen["opencl"].found == "only this host's CPU"
-    assert seen["nvidia-0000:01:00.0"].remedy == "install its OpenCL driver: apt install nvidia-opencl-icd"
+    assert (
+        seen["nvidia-0000:01:00.0"].remedy == "install the rest of its driver: apt install libcuda1 nvidia-opencl-icd"
+    )
 
 
 def test_a_card_without_a_driver(monkeypatch: pytest.MonkeyPatch, tree: PciTree) -> None:

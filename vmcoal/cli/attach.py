@@ -66,7 +66,7 @@ def _alone(each: str, following: str) -> str:
     "--gpu",
     type=GPU,
     metavar="[pci:ADDRESS]",
-    help="One GPU of the lender, for the guest's OpenCL programs; or pci:0000:01:00.0, one of this host by VFIO.",
+    help="One GPU of the lender, for its OpenCL and CUDA programs; or pci:0000:01:00.0, one of this host by VFIO.",
 )
 @click.option(
     "--granular/--dimm",

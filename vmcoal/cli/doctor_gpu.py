@@ -50,15 +50,15 @@ def doctor_gpu(form: str) -> None:
 
 def gpu_findings(host: Host, bus: PciBus | None = None) -> list[Finding]:
     """Return what there is of GPUs; takes as long as the drivers need to answer. ``bus`` is another one in a test."""
-    devices, no_devices = _opencl()
+    devices, no_devices = _devices()
     cards, no_cards = _nvidia()
     bus = bus or PciBus()
     facts = [bus.facts(address) for address in bus.displays()]
     checks = [
-        Check("opencl", "OpenCL devices", lambda _: _seen(devices, no_devices), "", False, _LEND),
+        Check("opencl", "OpenCL and CUDA devices", lambda _: _seen(devices, no_devices), "", False, _LEND),
         *(_device(device) for device in devices),
-        Check("gpu-server", "the server of lent OpenCL devices", _server, _BUILD, False, _LEND),
-        Check("gpu-client", "the OpenCL client that guests are given", _client, _BUILD, False, _ATTACH),
+        Check("gpu-server", "the servers of lent devices", _server, _BUILD, False, _LEND),
+        Check("gpu-client", "the clients that guests are given", _client, _BUILD, False, _ATTACH),
         Check("nvidia", "NVIDIA's driver", lambda _: _driver(facts, cards, no_cards), "", False, _LEND),
         *(_card(card, devices) for card in cards),
         *_functions(facts),
@@ -66,8 +66,8 @@ def gpu_findings(host: Host, bus: PciBus | None = None) -> list[Finding]:
     return run_checks(checks, host, frozenset(Duty))
 
 
-def _opencl() -> tuple[list[GpuDevice], VmcoalError | None]:
-    from vmcoal.host.opencl import find_devices
+def _devices() -> tuple[list[GpuDevice], VmcoalError | None]:
+    from vmcoal.host.cuda import find_devices
 
     try:
         return asyncio.run(find_devices()), None
@@ -99,8 +99,11 @@ def _seen(devices: Iterable[GpuDevice], why: VmcoalError | None) -> Seen:
 
 
 def _device(device: GpuDevice) -> Check:
+    both = " (CUDA too)" if device.opencl and device.cuda is not None else ""
     found = f"{device_words(device)}: vmcoal lend --gpu {device.id}"
-    return Check(f"opencl-{device.id}", f"OpenCL device {device.id}", lambda _: Seen(True, found), "", False, _LEND)
+    name = f"OpenCL device {device.id}{both}" if device.opencl else f"CUDA device {device.cuda}"
+    key = f"opencl-{device.id}" if device.opencl else f"cuda-{device.cuda}"
+    return Check(key, name, lambda _: Seen(True, found), "", False, _LEND)
 
 
 def _server(host: Host) -> Seen:
@@ -108,15 +111,19 @@ def _server(host: Host) -> Seen:
 
     del host
     why = missing()
-    return Seen(False, why, REMEDY) if why else Seen(True, "PoCL-Remote's pocld, in a sandbox of bwrap")
+    return Seen(False, why, REMEDY) if why else Seen(True, "PoCL-Remote's pocld and vmcoal-cuda, in sandboxes of bwrap")
 
 
 def _client(host: Host) -> Seen:
-    from vmcoal.guest.gpu import LIBRARY, missing
+    from vmcoal.guest.gpu import CUDA_LIBRARY, LIBRARY, missing
 
     del host
     why = missing()
-    return Seen(False, why) if why else Seen(True, f"{LIBRARY}; the guest needs vmcoal's agent, Python and glibc 2.34")
+    return (
+        Seen(False, why)
+        if why
+        else Seen(True, f"{LIBRARY}, {CUDA_LIBRARY}; the guest needs vmcoal's agent, Python and glibc 2.34")
+    )
 
 
 def _driver(facts: list[PassthroughFacts], cards: tuple[NvidiaGpu, ...], why: VmcoalError | None) -> Seen:
@@ -132,10 +139,10 @@ def _card(card: NvidiaGpu, devices: Iterable[GpuDevice]) -> Check:
     found = f"{card.name}, {format_size(card.used)} of {format_size(card.memory)} used{use}"
     lent = [device.id for device in devices if device.address == card.address]
     if lent:
-        seen = Seen(True, f"{found}; OpenCL device {lent[0]}")
+        seen = Seen(True, f"{found}; device {lent[0]}")
     else:
-        remedy = "install its OpenCL driver: apt install nvidia-opencl-icd"
-        seen = Seen(False, f"{found}; OpenCL does not list it, so it cannot be lent", remedy)
+        remedy = "install the rest of its driver: apt install libcuda1 nvidia-opencl-icd"
+        seen = Seen(False, f"{found}; neither CUDA nor OpenCL lists it, so it cannot be lent", remedy)
     return Check(f"nvidia-{card.address}", f"NVIDIA GPU {card.address}", lambda _: seen, "", False, _LEND)
 
 

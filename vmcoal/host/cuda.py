@@ -63,12 +63,12 @@ async def find_cuda() -> list[CudaDevice]:
 def join(found: list[GpuDevice], cuda: list[CudaDevice]) -> list[GpuDevice]:
     """Return the OpenCL devices ``found``, those that are CUDA devices too marked so, and the others of ``cuda``.
 
-    The same GPUs have the same names in both, and GPUs of one name are listed in the same order.
+    A GPU is known by its PCI address; where OpenCL does not tell it, by its name, and GPUs of one name by their order.
     """
     left = list(cuda)
     devices = []
     for device in found:
-        same = [one for one in left if one.name == device.name and device.kind is GpuKind.GPU]
+        same = [one for one in left if device.kind is GpuKind.GPU and _is_same(device, one)]
         if same:
             left.remove(same[0])
         devices.append(msgspec.structs.replace(device, cuda=same[0].index) if same else device)
@@ -81,9 +81,14 @@ def join(found: list[GpuDevice], cuda: list[CudaDevice]) -> list[GpuDevice]:
             driver=f"CUDA {one.driver}",
             opencl=False,
             cuda=one.index,
+            address=one.bus.lower(),
         )
         for one in left
     ]
+
+
+def _is_same(device: GpuDevice, one: CudaDevice) -> bool:
+    return device.address == one.bus.lower() if device.address else device.name == one.name
 
 
 async def find_devices() -> list[GpuDevice]:

@@ -232,6 +232,7 @@ def cuda_argv(device: GpuDevice, path: str) -> list[str]:
     """Return the command line of vmcoal-cuda in its sandbox; ``path`` is the driver's."""
     binary = str(find_binary("vmcoal-cuda"))
     argv = [binary, "serve", "--listen-fd", "3", "--device", str(device.cuda), "--memory", str(device.memory)]
+    argv += ["--clients", str(device.programs)]
     return [*argv, "--driver", _DRIVER if path.startswith("/") else path]
 
 
