@@ -59,14 +59,7 @@ def test_each_way_has_its_own_server(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     (both,) = join([on_opencl(0)], [on_cuda(0, "0000:01:00.0")])
     assert [word for word in bridge_argv(tmp_path / "key", tmp_path, only) if word.startswith("--")][2:] == ["--cuda"]
     assert "--command" in bridge_argv(tmp_path / "key", tmp_path, both)
-    assert cuda_argv(only, "libcuda.so.1")[-6:] == [
-        "--device",
-        "2",
-        "--memory",
-        str(16 * GIB),
-        "--driver",
-        "libcuda.so.1",
-    ]
+    assert cuda_argv(only, "libcuda.so.1")[-8:-2] == ["--device", "2", "--memory", str(16 * GIB), "--clients", "32"]
     assert cuda_argv(only, "/opt/libcuda.so")[-1] == "/driver"
     words = sandboxed(["/bin/true"], only, "/opt/libcuda.so")
     assert words[words.index("/opt/libcuda.so") + 1] == "/driver"
