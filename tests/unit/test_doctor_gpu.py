@@ -67,9 +67,10 @@ def test_a_card_that_can_be_lent(monkeypatch: pytest.MonkeyPatch, tree: PciTree)
     assert "1 GiB of 16 GiB used, 25 % busy; device 1:0" in seen["nvidia-0000:01:00.0"].found
 
 
-def test_a_card_that_only_cuda_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_that_only_cuda_lists(monkeypatch: pytest.MonkeyPatch, tree: PciTree) -> None:
+    tree.add("0000:01:00.0", driver="nvidia")
     on_cuda = cuda.CudaDevice(0, CARD.name, CARD.address, CARD.memory, "12.4", "7.5")
-    seen = found(monkeypatch, Fixed("10de1eb8"), [CPU], [CARD], (on_cuda,))
+    seen = found(monkeypatch, tree.bus(), [CPU], [CARD], (on_cuda,))
     assert "vmcoal lend --gpu cuda:0" in seen["cuda-0"].found
     assert seen["nvidia-0000:01:00.0"].found.endswith("device cuda:0")
 
