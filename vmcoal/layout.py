@@ -11,8 +11,12 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmcoal.errors import PrerequisiteError, UsageError
+
+if TYPE_CHECKING:
+    import socket
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 RESERVED_LENDERS = frozenset({"home", "local"})
@@ -93,6 +97,22 @@ def make_private(folder: Path) -> Path:
             hint=f"remove it, or: chown {os.geteuid()} {folder} && chmod 700 {folder}",
         )
     return folder
+
+
+def check_listener(sock: socket.socket, path: Path) -> None:
+    """Raise `PrerequisiteError` unless the connected Unix socket ``sock`` leads to this user, or to root.
+
+    Where there is no XDG_RUNTIME_DIR the sockets are below /tmp, and somebody else may have been there first
+    (SO_PEERCRED, unix(7)).
+    """
+    import socket
+    import struct
+
+    _pid, uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid not in (0, os.geteuid()):
+        raise PrerequisiteError(
+            f"user {uid} listens at {path}, not user {os.geteuid()}", hint="set XDG_RUNTIME_DIR to a folder of your own"
+        )
 
 
 @dataclass(frozen=True)

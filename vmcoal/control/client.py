@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from vmcoal.control.wire import MAX_LINE, Call, Failure, Input, Output, Progress, Reply, Result
-from vmcoal.errors import DeadlineError, InternalError, UnreachableError, VmcoalError
+from vmcoal.errors import DeadlineError, InternalError, PrerequisiteError, UnreachableError, VmcoalError
+from vmcoal.layout import check_listener
 
 T = TypeVar("T")
 
@@ -84,7 +85,8 @@ def call(
 
 
 def connect(path: Path, peer: str, *, deadline: float = 5.0) -> socket.socket:
-    """Return a connection to the Unix stream socket ``path``; raises `NotListeningError`, `UnreachableError`."""
+    """Return a connection to the Unix stream socket ``path``; raises `NotListeningError`, `UnreachableError`,
+    `PrerequisiteError` if another user listens there."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.settimeout(deadline)
@@ -96,6 +98,11 @@ def connect(path: Path, peer: str, *, deadline: float = 5.0) -> socket.socket:
         sock.close()
         reason = "it does not answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         raise UnreachableError(f"cannot reach {peer} at {path}: {reason}") from error
+    try:
+        check_listener(sock, path)
+    except PrerequisiteError:
+        sock.close()
+        raise
     return sock
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vmcoal.errors import UnreachableError
 from vmcoal.holding.wire import FDS_MAX, PACKET_MAX, Packet, decode
+from vmcoal.layout import check_listener
 
 _FD_SPACE = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
 
@@ -55,7 +56,7 @@ class Connection:
     def open(
         cls, path: Path, on_event: Callable[[Packet], None], on_lost: Callable[[UnreachableError], None]
     ) -> Connection:
-        """Connect; raises `UnreachableError`."""
+        """Connect; raises `UnreachableError`, `PrerequisiteError` if another user listens there."""
         with contextlib.ExitStack() as stack:
             sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             sock.setblocking(False)
@@ -64,6 +65,7 @@ class Connection:
                 sock.connect(os.fspath(path))
             except OSError as error:
                 raise UnreachableError(f"no holder answers at {path}: {error.strerror}") from error
+            check_listener(sock, path)
             connection = cls(sock, on_event, on_lost)
             stack.pop_all()
         return connection
