@@ -190,7 +190,7 @@ async def test_what_cannot_be_moved(paged: Moved, monkeypatch: pytest.MonkeyPatc
         await paged.move(vm, "attic", "attic")
     with pytest.raises(NotFoundError, match="no memory at cellar"):
         await paged.move(vm, "cellar", "home")
-    with pytest.raises(NotFoundError, match="no lender barn"):
+    with pytest.raises(NotFoundError, match="no lender 'barn' is paired"):
         await paged.move(vm, "attic", "barn")
     paged.world.lenders["shed"] = FakeLender("shed", memory=128 * MIB)
     with pytest.raises(RefusedError, match="128 MiB free"):
