@@ -12,7 +12,7 @@ import tarfile
 
 import msgspec
 
-from vmcoal.errors import ExecutionError, PrerequisiteError, RefusedError
+from vmcoal.errors import DeadlineError, ExecutionError, PrerequisiteError, RefusedError
 from vmcoal.guest.agent_link import guest_words
 from vmcoal.guest.channel import Agent
 from vmcoal.guest.images import guest_files
@@ -132,7 +132,15 @@ async def _run(agent: Agent, argv: tuple[str, ...], data: bytes, *, deadline: fl
 
     stdin: asyncio.Queue[CommandInput] = asyncio.Queue()
     stdin.put_nowait(CommandInput(data=data, eof=True))
-    end = await agent.exec(GuestCommand(argv=argv), on_output=on_output, stdin=stdin, deadline=deadline)
+    try:
+        end = await agent.exec(GuestCommand(argv=argv), on_output=on_output, stdin=stdin, deadline=deadline)
+    except DeadlineError as error:
+        words = (err.decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        raise DeadlineError(
+            f"the guest's GPU relay did not answer within {deadline:g} s: {guest_words(words)}",
+            left=error.left,
+            hint="see vmcoal status; the guest may be busy: try again when it is not",
+        ) from error
     if end.code == 0:
         return bytes(out)
     try:

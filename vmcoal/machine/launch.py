@@ -198,8 +198,7 @@ class HolderLauncher:
         reason, hint = last_words(stderr)
         how = f"signal {status['signal']}" if status.get("signal") else f"exit code {status.get('code')}"
         text = f"QEMU of {spec.name} ended with {how}: {reason}"
-        anew = f"to boot it with other options: vmcoal delete {spec.name}, then vmcoal boot {spec.name}"
-        look = f"see {self._folders.qemu_log}; {anew}"
+        look = f"see {self._folders.qemu_log}, or: vmcoal logs {spec.name} qemu"
         return ExecutionError(text, hint=hint or look, argv=argv, **status)
 
     def _told(self, state: ChildState, code: int, signal: int) -> dict[str, Any]:
