@@ -85,6 +85,11 @@ def test_a_guest_reboots_with_what_it_borrowed(plain: Borrower) -> None:
     assert plain.cpus() == {0: 1}
 
 
+def test_a_host_without_an_iommu_passes_nothing_through(machine: Borrower) -> None:
+    done = machine.host.run("vmcoal", "attach", VM, "--gpu", "pci:0000:00:04.0", code=3)
+    assert "this host has no IOMMU that is on" in done.stderr.decode()
+
+
 def test_a_killed_controller_is_followed_by_one_that_knows(plain: Borrower) -> None:
     node = plain.attach("--cpus", "1", "--memory", "128M")
     plain.host.shell("pkill -9 -f '[v]mcoal.controller'")

@@ -13,6 +13,7 @@ from framework.fake_vm import FakeVm, Killed, fake_vm
 from vmcoal.controller.api import AttachResult, DetachResult
 from vmcoal.controller.attach import attach
 from vmcoal.controller.detach import detach, give_back
+from vmcoal.controller.lifecycle import clean_up
 from vmcoal.controller.reconcile import reconcile
 from vmcoal.controller.vm import Vm
 from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, RefusedError, UsageError, VmcoalError
@@ -169,6 +170,27 @@ async def test_the_end_of_qemu_gives_the_driver_back(world: FakeVm) -> None:
         await give_back(vm, loan, qemu_ended=True)
     assert world.tree.drivers() == HOME_DRIVERS
     assert len(vm.book) == 0
+
+
+async def test_what_cannot_be_given_back_is_remembered(world: FakeVm, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = world.controller()
+    await attached(world, vm)
+    world.qemu.devices.clear()
+    world.fuse.arm(1, kill=False)
+    monkeypatch.setattr("vmcoal.controller.lifecycle.sweep", _nothing)
+    assert await clean_up(vm) == []
+    (loan,) = vm.book
+    assert loan.state is AttachmentState.DEGRADED
+    assert loan.problem == f"{GPU} could not be given back to this host: broken at write driver_override"
+    world.fuse.disarm()
+    after = world.controller()
+    await clean_up(after)
+    assert len(after.book) == 0
+    assert world.tree.drivers() == HOME_DRIVERS
+
+
+async def _nothing(*_: object) -> None:
+    pass
 
 
 async def test_functions_of_one_group_go_and_come_together(world: FakeVm) -> None:

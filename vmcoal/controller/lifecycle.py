@@ -26,7 +26,7 @@ from vmcoal.host.pci import PciBus
 from vmcoal.layout import VmFolders
 from vmcoal.machine.launch import HolderLauncher
 from vmcoal.metrics.controller import ControllerMetrics
-from vmcoal.model.attachment import Plan, Step
+from vmcoal.model.attachment import AttachmentState, Plan, Step
 from vmcoal.model.machine import MachineSpec
 from vmcoal.model.units import format_duration
 
@@ -104,6 +104,7 @@ def plan_power_off(vm: Vm, request: ShutdownRequest) -> Plan:
         )
     steps.append(Step("end", "end QEMU" if request.force else "end QEMU if it still runs then", "this host"))
     steps += [Step("release", f"give lease {loan.id} back", loan.lease.lender) for loan in vm.book if loan.leased]
+    steps += [Step("give back", f"give {loan.host} back to this host", "this host") for loan in vm.book if loan.host]
     return Plan("shutdown", f"power {vm.spec.name} off and give everything back", tuple(steps))
 
 
@@ -156,6 +157,11 @@ async def clean_up(vm: Vm) -> list[str]:
                 log.warning("%s", note)
         except VmcoalError as error:
             log.warning("lease %s: %s", loan.id, error)
+            if loan.is_passthrough:
+                # Nobody else knows what it had before: the next boot, or a detach, tries again.
+                problem = f"{loan.host} could not be given back to this host: {error}"
+                vm.book.put(msgspec.structs.replace(loan, state=AttachmentState.DEGRADED, problem=problem))
+                continue
             vm.book.drop(loan.id)
         released.append(loan.id)
     await sweep(vm.holder, vm.folders)
