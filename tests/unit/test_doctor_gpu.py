@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from framework.command import vmcoal
-from framework.fake_pci import PciTree
+from framework.fake_pci import HIGH, PciTree
 from vmcoal.cli import doctor_gpu
 from vmcoal.cli.output import device_words
 from vmcoal.errors import PrerequisiteError
@@ -98,7 +98,7 @@ def test_a_card_without_a_driver(monkeypatch: pytest.MonkeyPatch, tree: PciTree)
 
 def test_whether_a_guest_can_have_a_display(monkeypatch: pytest.MonkeyPatch, tree: PciTree) -> None:
     tree.add("0000:01:00.0", driver="nvidia", group="7")
-    tree.add("0000:02:00.0", ids=(0x1002, 0x1), group="8")
+    tree.add("0000:02:00.0", ids=(0x1002, 0x1), group="8", bars=((1, 32 << 30, HIGH),))
     tree.add("0000:02:00.1", ids=(0x1002, 0x2), pci_class=0x040300, group="8")
     tree.add("0000:03:00.0", pci_class=0x030000, group="9")
     tree.add("0000:04:00.0", ids=(0x8086, 0x3), pci_class=0x020000, driver="e1000e", group="9")
@@ -112,7 +112,7 @@ def test_whether_a_guest_can_have_a_display(monkeypatch: pytest.MonkeyPatch, tre
     good = seen["pci-0000:02:00.0"]
     assert good.level is Level.OK
     assert "with 0000:02:00.1" in good.found
-    assert "vmcoal attach --gpu pci:0000:02:00.0" in good.found
+    assert "vmcoal attach --gpu pci:0000:02:00.0, of a VM booted with --gpu-window 64G" in good.found
     shared = seen["pci-0000:03:00.0"]
     assert shared.level is Level.WARN
     assert "shares IOMMU group 9 with 0000:04:00.0" in shared.found

@@ -15,9 +15,10 @@ from vmcoal.host.checks import Check, Duty, Finding, Seen, run_checks
 from vmcoal.host.facts import Host
 from vmcoal.host.pci import PciBus
 from vmcoal.model.gpu import GpuDevice, GpuKind, NvidiaGpu
+from vmcoal.model.machine import GPU_WINDOW
 from vmcoal.model.pci import PassthroughFacts
 from vmcoal.model.units import format_size
-from vmcoal.policy.passthrough import objections, remarks
+from vmcoal.policy.passthrough import objections, option_size, remarks, window_needed
 
 _LEND, _ATTACH = frozenset({Duty.LEND}), frozenset({Duty.ATTACH})
 _NVIDIA = 0x10DE
@@ -167,5 +168,7 @@ def _function(facts: PassthroughFacts) -> Check:
         hints = "; ".join(dict.fromkeys(error.hint for error in against if error.hint))
         seen = Seen(False, found + "; ".join(error.message for error in against), hints)
     else:
-        seen = Seen(True, "; ".join([f"{found}vmcoal attach --gpu pci:{one.address}", *remarks(facts)]))
+        need = window_needed(one.bars)
+        window = f", of a VM booted with --gpu-window {option_size(need)}" if need > GPU_WINDOW else ""
+        seen = Seen(True, "; ".join([f"{found}vmcoal attach --gpu pci:{one.address}{window}", *remarks(facts)]))
     return Check(f"pci-{one.address}", f"display {one.address}", lambda _: seen, "", False, _ATTACH)
