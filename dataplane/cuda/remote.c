@@ -247,7 +247,7 @@ bool remote_send(struct remote *remote, struct request *request, const struct io
 	}
 	pthread_mutex_unlock(&remote->lock);
 	if (sent) {
-		request_pack(header, request);
+		cuda_request_pack(header, request);
 		all[0] = (struct iovec){.iov_base = header, .iov_len = sizeof header};
 		for (unsigned i = 0; i < count; i++)
 			all[i + 1] = pieces[i];

@@ -261,7 +261,7 @@ static bool serve_next(struct session *session, struct source *source, struct wr
 
 	if (!header)
 		return false;
-	if (!request_parse(header, OPS, &request) || request.length > session_body_max(request.op) ||
+	if (!cuda_request_parse(header, OPS, &request) || request.length > session_body_max(request.op) ||
 	    request.sequence != ++*sequence) {
 		fputs("vmcoal-cuda: refused what is no request\n", stderr);
 		return false;

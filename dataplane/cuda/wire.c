@@ -18,7 +18,7 @@ static uint64_t get(const uint8_t *data, unsigned bytes)
 	return number;
 }
 
-void request_pack(uint8_t *out, const struct request *request)
+void cuda_request_pack(uint8_t *out, const struct request *request)
 {
 	put(out, request->length, 4);
 	put(out + 4, request->op, 2);
@@ -28,7 +28,7 @@ void request_pack(uint8_t *out, const struct request *request)
 	put(out + 20, 0, 4);
 }
 
-bool request_parse(const uint8_t *data, unsigned ops, struct request *request)
+bool cuda_request_parse(const uint8_t *data, unsigned ops, struct request *request)
 {
 	request->length = (uint32_t)get(data, 4);
 	request->op = (unsigned)get(data + 4, 2);

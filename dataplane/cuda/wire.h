@@ -73,10 +73,10 @@ static inline enum handle_type handle_type(uint64_t handle)
 /* The default streams are numbers in the API itself: legacy (also 0), and a thread's own. */
 enum { STREAM_LEGACY = 1, STREAM_PER_THREAD = 2 };
 
-void request_pack(uint8_t *out, const struct request *request);
+void cuda_request_pack(uint8_t *out, const struct request *request);
 
 /* Returns false where no request can look so; `ops` is how many there are. */
-bool request_parse(const uint8_t *data, unsigned ops, struct request *request);
+bool cuda_request_parse(const uint8_t *data, unsigned ops, struct request *request);
 void answer_pack(uint8_t *out, const struct answer *answer);
 void answer_parse(const uint8_t *data, struct answer *answer);
 
