@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,37 @@ from vmcoal.backends import nbd
 from vmcoal.holding.binaries import find_binary
 
 pytestmark = pytest.mark.contract
+
+TWO = """
+import ctypes, sys
+cu, U, Z = ctypes.CDLL(sys.argv[1]), ctypes.c_uint64, ctypes.c_size_t
+def good(code):
+    if code:
+        sys.exit(f"error {code}")
+good(cu.cuInit(0))
+count, found = ctypes.c_int(), []
+good(cu.cuDeviceGetCount(ctypes.byref(count)))
+for device in range(count.value):
+    context, memory = U(), U()
+    good(cu.cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
+    good(cu.cuCtxSetCurrent(context))
+    good(cu.cuMemAlloc_v2(ctypes.byref(memory), Z(4096)))
+    good(cu.cuMemsetD8_v2(memory, device + 1, Z(4096)))
+    found.append((context, memory))
+for context, memory in found:
+    back = (ctypes.c_ubyte * 4096)()
+    good(cu.cuCtxSetCurrent(context))
+    good(cu.cuMemcpyDtoH_v2(back, memory, Z(4096)))
+    print(back[0], back[4095])
+stream = U()
+good(cu.cuStreamCreate(ctypes.byref(stream), 1))
+good(cu.cuCtxSetCurrent(found[0][0]))
+print("of another", cu.cuStreamSynchronize(stream), flush=True)
+sys.stdin.readline()
+print("lost", cu.cuCtxSynchronize())
+good(cu.cuCtxSetCurrent(found[1][0]))
+good(cu.cuCtxSynchronize())
+"""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root: run as root")
 FIRST = "1: vmcoal stand-in, 256 MiB, 8.x\n"
@@ -206,6 +238,27 @@ def test_no_gpu_is_said_as_cuda_says_it(tmp_path: Path) -> None:
     env = {**os.environ, "VMCOAL_CUDA_FOLDER": str(tmp_path)}
     done = subprocess.run(program("vadd"), env=env, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (1, "cuInit: CUDA_ERROR_NO_DEVICE\n")
+
+
+def test_two_lenders_are_two_devices_and_one_may_be_lost(tmp_path: Path) -> None:
+    servers = []
+    try:
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            servers.append(Server(tmp_path / name))
+        (tmp_path / "a/cuda.d/gpu-2").write_text(f"{servers[1].path}\n")
+        argv = [sys.executable, "-c", TWO, str(find_binary("libvmcoal-cuda.so"))]
+        with subprocess.Popen(
+            argv, env=servers[0].env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as one:
+            assert one.stdout
+            assert [one.stdout.readline() for _ in range(3)] == ["1 1\n", "2 2\n", "of another 400\n"]
+            servers[0].close()
+            out, err = one.communicate("go on\n", timeout=60)
+        assert (one.returncode, out) == (0, "lost 46\n"), err
+    finally:
+        for server in servers:
+            server.close()
 
 
 # The whole way
