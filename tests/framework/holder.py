@@ -16,7 +16,7 @@ from pathlib import Path
 from vmcoal.holding.binaries import find_binary
 from vmcoal.layout import Folders, vm_folders
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 
 class RawClient:

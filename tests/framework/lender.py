@@ -176,7 +176,7 @@ async def borrow(
     return granted
 
 
-async def until(look: Callable[[], Any], what: str, deadline: float = 15.0) -> None:
+async def until(look: Callable[[], Any], what: str, deadline: float = 60.0) -> None:
     """Wait until ``look`` is true: for ends that nothing announces to a borrower."""
     ends = time.monotonic() + deadline
     while not (await seen if asyncio.iscoroutine(seen := look()) else seen):

@@ -84,7 +84,7 @@ class Scene:
         server = await self.child(number)
         os.kill(server, signal.SIGSTOP)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not all(
                     (task / "stat").read_text().rpartition(")")[2].split()[0] == "T"
                     for task in Path(f"/proc/{server}/task").iterdir()
@@ -114,7 +114,7 @@ class Scene:
 
     async def until(self, number: int, **wanted: int) -> None:
         """Wait until a store's state is as wanted."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while True:
                 store = (await self.engine.stats()).regions[self.lease].stores[number]
                 if all(getattr(store, key) == value for key, value in wanted.items()):

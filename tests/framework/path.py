@@ -266,7 +266,7 @@ def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
         os.close(descriptor)
 
 
-def until(look: Callable[[], T], what: str, deadline: float = 20.0) -> T:
+def until(look: Callable[[], T], what: str, deadline: float = 60.0) -> T:
     """Return what ``look`` returns as soon as it is true: for ends that nothing announces."""
     ends = time.monotonic() + deadline
     while not (seen := look()):

@@ -101,7 +101,7 @@ class BareQemu:
     pidfd: int
     client: QmpClient = field(init=False)
 
-    async def exited(self, deadline: float = 10.0) -> int:
+    async def exited(self, deadline: float = 30.0) -> int:
         """Return the exit code (negative: the signal) once QEMU has ended."""
         loop = asyncio.get_running_loop()
         gone = asyncio.Event()
