@@ -44,6 +44,7 @@ async def test_a_program_computes_and_the_library_goes(shed: Scene) -> None:
     assert shed.lender("attic").offer.gpus_free == 1
 
 
+@pytest.mark.soak
 async def test_a_program_gets_an_error_when_the_lender_is_lost(shed: Scene) -> None:
     shed.attach("--gpu")
     with shed.spawn("exec", "web", "--", "/tmp/program", "forever") as program:
