@@ -1,0 +1,116 @@
+"""Who carries a GPU's calls is killed at any moment, again and again: errors, no hang, nothing left at the lender."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from framework.gpu_way import Way
+from framework.lent_gpu import device, gpu_entry, gpu_servers
+from framework.opencl import opencl_add
+
+pytestmark = [
+    pytest.mark.contract,
+    pytest.mark.soak,  # of each kind of kill, tests/contract/test_gpu_path.py has one
+    pytest.mark.timeout(1800),
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces need root: run as root"),
+]
+
+PROGRAM = opencl_add(1 << 16)
+PATIENCE = 60
+"""Seconds in which a program has its error, on however loaded a machine."""
+
+VICTIMS = ("program", "pump", "bridge", "server")
+
+
+def resident(pid: int) -> int:
+    """Return the bytes that a process and those below it have in memory."""
+    total, waiting = 0, [pid]
+    while waiting:
+        one = waiting.pop()
+        try:
+            total += int(Path(f"/proc/{one}/statm").read_text().split()[1]) * 4096
+            waiting += map(int, Path(f"/proc/{one}/task/{one}/children").read_text().split())
+        except OSError:
+            continue
+    return total
+
+
+def kill_at_work(way: Way, victim: str, pids: dict[str, int], rng: random.Random) -> float:
+    """Kill ``victim`` at a random moment of a program's life; returns the seconds until the program had its error."""
+    with contextlib.ExitStack() as stack:
+        program = way.program(sys.executable, "-c", PROGRAM, "forever")
+        stack.callback(program.communicate)
+        stack.callback(program.kill)
+        if victim == "server":  # one that is not connected yet uses the next server, and has no error
+            assert program.stdout
+            assert program.stdout.readline() == "right\n"
+        # The moment is the point, and is anywhere from the program's start to the middle of its work.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.wait(rng.uniform(0, 2))
+        assert program.poll() is None
+        os.kill((pids | {"program": program.pid, "pump": way.pump.pid})[victim], signal.SIGKILL)
+        began = time.monotonic()
+        _, err = program.communicate(timeout=PATIENCE)
+        took = time.monotonic() - began
+    assert victim == "program" or "error -" in err, err
+    return took
+
+
+async def kills(tmp_path: Path, victims: list[str], rng: random.Random) -> tuple[list[float], list[int]]:
+    """Kill one after the other, each time with the GPU attached anew. Returns the seconds until each program had its
+    error, and what the lender's server has in memory then, after one program more and after two."""
+    took, used = [], []
+    async with gpu_servers() as servers:
+        entry = gpu_entry(await device())
+        server = await servers.start(entry)
+
+        async def pids() -> dict[str, int]:
+            found = {child.id: child.pid or 0 for child in await servers.holder.list() if child.live}
+            names = {"bridge": f"serve-{entry.lease.id}", "server": f"pocld-{entry.lease.id}"}
+            return {victim: found[name] for victim, name in names.items()}
+
+        for number, victim in enumerate(victims):
+            folder = tmp_path / str(number)
+            folder.mkdir(parents=True)
+            way = Way(folder, server)
+            try:
+                took.append(kill_at_work(way, victim, await pids(), rng))
+            finally:
+                way.close()
+        folder = tmp_path / "last"
+        folder.mkdir()
+        way = Way(folder, server)
+        try:
+            for _ in range(2):
+                assert way.run(sys.executable, "-c", PROGRAM) == "right\n"
+                used.append(resident((await pids())["server"]))
+        finally:
+            way.close()
+        await servers.stop(entry)
+    return took, used
+
+
+async def test_fifty_kills(tmp_path: Path) -> None:
+    rng = random.Random(2)
+    took, _ = await kills(tmp_path, [rng.choice(VICTIMS) for _ in range(50)], rng)
+    took.sort()
+    print(  # noqa: T201
+        f"{len(took)} kills: the error came after {took[len(took) // 2]:.3f} s, {took[-1]:.3f} s at most"
+    )
+    # The server lives through these, so what it does not give back adds up.
+    _, before = await kills(tmp_path / "few", ["program"] * 3, rng)
+    _, after = await kills(tmp_path / "many", ["program"] * 40, rng)
+    print(  # noqa: T201
+        f"server: {before[-1] >> 20} MiB after 3 programs that were killed, {after[-1] >> 20} MiB after 40"
+    )
+    assert after[-1] < before[-1] + (64 << 20)
