@@ -20,7 +20,7 @@ BOOT = ("--accel", "kvm", "--cpus", "1", "--memory", "384M", "--far-nodes", "2",
 
 @pytest.fixture(scope="module")
 def host(request: pytest.FixtureRequest) -> Iterator[OneHost]:
-    with one_host(request, "12", memory=1536, iommu=True, functions=("edu", "bochs-display")) as made:
+    with one_host(request, "12", memory=1792, iommu=True, functions=("edu", "bochs-display")) as made:
         made.vmcoal("boot", VM, *BOOT, "--gpu-window", "32M")
         yield made
 
@@ -108,6 +108,26 @@ def test_a_killed_controller_gives_the_driver_back(host: OneHost) -> None:
     assert EDU not in host.vmcoal("status", VM)
     detach(host, DISPLAY)
     assert driver(host, DISPLAY) == "bochs-drm"
+
+
+@pytest.mark.soak
+def test_what_qemu_may_not_lock_and_who_has_the_group(host: OneHost) -> None:
+    """Another VM, whose QEMU is not privileged to lock what it likes, and cannot have what the first one has."""
+    other = "small"
+    boot = ("vmcoal", "boot", other, "--accel", "kvm", "--cpus", "1", "--memory", "320M", "--far-nodes", "1")
+    host.run("setpriv", "--bounding-set=-ipc_lock", *boot, "--net", "none")
+    said = host.run("vmcoal", "attach", other, "--gpu", f"pci:{EDU}", code=3).stderr.decode()
+    assert "QEMU may lock 8 MiB of memory, and VFIO locks all that the guest has: 384 MiB" in said
+    pid = host.read("status", other)["qemu_pid"]
+    limit = next(word for word in said.split() if word.startswith("--memlock="))
+    host.run("prlimit", limit, "--pid", str(pid))
+    attach(host, EDU)
+    said = host.run("vmcoal", "attach", other, "--gpu", f"pci:{EDU}", code=5).stderr.decode()
+    assert f"the IOMMU group of {EDU} cannot be opened: another program has it" in said
+    detach(host, EDU)
+    host.vmcoal("attach", other, "--gpu", f"pci:{EDU}")
+    host.vmcoal("shutdown", other, "--force")
+    assert driver(host, EDU) == "none", "the end of QEMU gives it back"
 
 
 def test_refusals(host: OneHost) -> None:
