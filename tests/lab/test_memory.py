@@ -98,7 +98,8 @@ def test_a_vcpu_comes_and_goes_under_kvm(lab: Lab) -> None:
     result = lab.attach("--from", SELF, "--cpus", "1")
     assert (result.cpus_added, result.verified) == (1, True)
     assert lab.exec("nproc").strip() != before
-    assert lab.exec("taskset", "-c", "1", "sh", "-c", "echo runs").strip() == "runs"
+    where = f"/sys/devices/system/node/node{result.attachment.node}/cpulist"
+    assert lab.exec("sh", "-c", f"taskset -c $(cat {where}) echo runs").strip() == "runs"
     gone = lab.detach("--from", SELF)
     assert (gone.cpus_removed, gone.remaining) == (1, ())
     assert lab.exec("nproc").strip() == before

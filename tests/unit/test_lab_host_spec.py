@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from vmcoal.errors import UsageError
+from vmcoal.lab.clock import tsc_khz
 from vmcoal.lab.host_spec import (
     CHANNELS,
     SOCKETS,
@@ -114,3 +115,10 @@ def test_a_host_that_cannot_be_is_refused(
 
 def test_a_spec_survives_its_file() -> None:
     assert msgspec.json.decode(msgspec.json.encode(spec(iommu=True)), type=HostSpec) == spec(iommu=True)
+
+
+def test_the_counter_of_this_machine() -> None:
+    khz = tsc_khz()
+    assert khz == 0 or 500_000 < khz < 10_000_000
+    assert "tsc_early_khz=2600000" in kernel_arguments(spec(tsc_khz=2_600_000)).split()
+    assert "tsc_early_khz" not in kernel_arguments(spec())

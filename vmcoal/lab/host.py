@@ -26,11 +26,13 @@ from vmcoal.errors import (
 )
 from vmcoal.holding.client import ChildSpec, Holder, read_exits
 from vmcoal.lab.channel import Channel, Done, open_channel
+from vmcoal.lab.clock import tsc_khz
 from vmcoal.lab.host_spec import FIRST_NETWORK_FD, SOCKETS, HostSpec, host_argv
 from vmcoal.layout import LabHostFolders
 from vmcoal.machine.launch import last_words, listen
 from vmcoal.machine.qmp_errors import translated
 from vmcoal.machine.unplug import Clock
+from vmcoal.model.machine import Accel
 from vmcoal_qmp import QmpClient, Transcript
 
 QEMU = "qemu"
@@ -91,6 +93,8 @@ class Host:
         clock = Clock(deadline)
         assert all(number >= FIRST_NETWORK_FD for number in fds or ()), "these are the host's own"
         folders.make()
+        if spec.accel is Accel.TCG:
+            spec = msgspec.structs.replace(spec, tsc_khz=await asyncio.to_thread(tsc_khz))
         async with AsyncExitStack() as undo:
             try:
                 holder = await Holder.start(folders, name=f"lab-{spec.name}", deadline=clock.left)

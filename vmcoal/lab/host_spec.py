@@ -43,7 +43,8 @@ _FIRST_FUNCTION, _SERIAL, _RNG, _FIRST_DISK = 0x10, 3, 4, 5
 
 class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One host: ``memory`` in bytes; ``disks`` read-only raw files; ``iommu`` an emulated one with interrupt remapping;
-    ``functions`` of `FUNCTIONS`; ``flavor`` and ``release`` of its image, for people."""
+    ``functions`` of `FUNCTIONS`; ``flavor`` and ``release`` of its image, for people; ``tsc_khz`` of the time stamp
+    counter, 0 for the kernel to find out."""
 
     name: str
     qemu: str
@@ -59,6 +60,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     disks: tuple[str, ...]
     iommu: bool = False
     functions: tuple[str, ...] = ()
+    tsc_khz: int = 0
 
 
 def check_host(name: str, cpus: int, memory: int, iommu: bool, functions: Sequence[str]) -> None:
@@ -127,4 +129,6 @@ def kernel_arguments(spec: HostSpec) -> str:
     words = ["console=ttyS0", f"hostname={spec.name}", spec.append]
     if spec.iommu:
         words.append("intel_iommu=on")
+    if spec.tsc_khz:
+        words.append(f"tsc_early_khz={spec.tsc_khz}")
     return " ".join(words)
