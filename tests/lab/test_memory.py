@@ -64,7 +64,7 @@ def test_a_dimm_over_each_link(lab: Lab, profile: str) -> None:
     lab.link("host2", "lan")
 
 
-@pytest.mark.soak  # QEMU 7.2 keeps the emptied device, which the lab takes for something left behind
+@pytest.mark.soak
 @pytest.mark.parametrize("profile", ["lan", "wifi6e", "5g", "wifi"])
 def test_granular_memory_over_each_link(lab: Lab, profile: str) -> None:
     lab.link("host3", profile)
