@@ -115,9 +115,11 @@ class Channel:
         if done.code != 0:
             how = f"exit code {done.code}" if done.code is not None else f"signal {done.signal}"
             tail = done.stderr.decode(errors="replace").strip()[-_TAIL:]
-            last = f": {tail.splitlines()[-1]}" if tail else ""
+            lines = tail.splitlines()
+            said = next((line for line in lines if "error: " in line), lines[-1] if lines else "")
+            words = f": {said.strip()}" if said else ""
             raise ExecutionError(
-                f"{shlex.join(argv)[:200]} ended with {how}{last}",
+                f"{shlex.join(argv)[:200]} ended with {how}{words}",
                 host=self._host,
                 code=done.code,
                 stdout=done.stdout.decode(errors="replace")[-_TAIL:],
