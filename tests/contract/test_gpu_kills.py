@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -16,6 +17,7 @@ import pytest
 from framework.gpu_way import Way
 from framework.lent_gpu import device, gpu_entry, gpu_servers
 from framework.opencl import opencl_add
+from vmcoal.holding.children import ChildState
 
 pytestmark = [
     pytest.mark.contract,
@@ -75,9 +77,13 @@ async def kills(tmp_path: Path, victims: list[str], rng: random.Random) -> tuple
         server = await servers.start(entry)
 
         async def pids() -> dict[str, int]:
-            found = {child.id: child.pid or 0 for child in await servers.holder.list() if child.live}
             names = {"bridge": f"serve-{entry.lease.id}", "server": f"pocld-{entry.lease.id}"}
-            return {victim: found[name] for victim, name in names.items()}
+            async with asyncio.timeout(PATIENCE):
+                while True:  # what was killed may still wait for its restart
+                    listed = await servers.holder.list()
+                    found = {child.id: child.pid for child in listed if child.state is ChildState.RUNNING and child.pid}
+                    if found.keys() >= set(names.values()):
+                        return {victim: found[name] for victim, name in names.items()}
 
         for number, victim in enumerate(victims):
             folder = tmp_path / str(number)
