@@ -111,9 +111,11 @@ class OneHost:
             target.write_text(self.shell(script, code=None))
 
     def left(self) -> list[str]:
-        """Return what vmcoal left in the host: processes, mounts, lent bytes, sockets."""
+        """Return what vmcoal left in the host: processes, mounts, lent bytes, sockets. What init has yet to reap
+        has ended."""
         return self.shell(
-            "ps -eo pid=,args= | grep -E 'qemu-system|nbdkit|nbdfuse|vmcoal-(holder|pager)|-m vmcoal' | grep -v grep; "
+            "ps -eo pid=,args= | grep -E 'qemu-system|nbdkit|nbdfuse|vmcoal-(holder|pager)|-m vmcoal' | "
+            "grep -v -e grep -e '<defunct>'; "
             "grep -E ' fuse' /proc/mounts; ls /dev/shm/vmcoal-0 2>/dev/null; find /run/vmcoal -type s 2>/dev/null",
             code=None,
         ).splitlines()
