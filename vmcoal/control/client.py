@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from vmcoal.control.wire import MAX_LINE, Call, Failure, Input, Output, Progress, Reply, Result
+from vmcoal.control.silence import Silence
+from vmcoal.control.wire import MAX_LINE, Alive, Call, Failure, Input, Output, Progress, Reply, Result
 from vmcoal.errors import DeadlineError, InternalError, PrerequisiteError, UnreachableError, VmcoalError
 from vmcoal.layout import check_listener
 
@@ -63,10 +64,11 @@ def call(
     ``peer`` names the other side in errors (``"the controller of VM web"``). ``on_progress`` and ``on_output`` are
     called as replies come; ``on_cancel`` when Ctrl-C cancelled the call and its undo is awaited. ``stdin`` is a
     descriptor whose bytes are sent as `Input`, and ``terminal_size`` (rows, columns) is asked and sent after each
-    SIGWINCH. ``deadline`` in seconds bounds the whole call; without one the other side's own deadlines hold.
+    SIGWINCH. ``deadline`` in seconds bounds the whole call; without one the other side's own deadlines hold, as long as
+    it gives signs of life.
 
-    Raises the error that the other side sent; `NotListeningError`; `UnreachableError` if it breaks off;
-    `DeadlineError`; `CancelledByUserError`.
+    Raises the error that the other side sent; `NotListeningError`; `UnreachableError` if it breaks off, is stopped or
+    gives no sign of life; `DeadlineError`; `CancelledByUserError`.
     """
     with connect(path, peer) as sock, contextlib.ExitStack() as stack:
         session = _Session(sock, peer, None if deadline is None else time.monotonic() + deadline)
@@ -115,6 +117,7 @@ class _Session:
         self.ends = ends
         self.outgoing = bytearray()
         self.incoming = bytearray()
+        self.silence = Silence(sock, peer)
         sock.setblocking(False)
 
     def queue(self, message: msgspec.Struct) -> None:
@@ -135,9 +138,13 @@ class _Session:
                 poller.register(wake, select.POLLIN)
             if stdin is not None and not self.outgoing:
                 poller.register(stdin, select.POLLIN)
+            began = time.monotonic()
             ready = dict(poller.poll(self._patience()))
-            if self.ends is not None and time.monotonic() >= self.ends:
-                raise DeadlineError(
+            now = time.monotonic()
+            if not ready.get(self.sock.fileno(), 0) & ~select.POLLOUT:
+                self.silence.lasted(now - began)
+            if self.ends is not None and now >= self.ends:
+                raise self.silence.stopped() or DeadlineError(
                     f"{self.peer} did not finish in time",
                     hint="if it hangs, see its log and end it: what it holds outlives it, and another one goes on",
                 )
@@ -153,7 +160,10 @@ class _Session:
             self._send()
             if self.sock.fileno() not in ready or not ready[self.sock.fileno()] & ~select.POLLOUT:
                 continue
+            self.silence.broken()
             for reply in self._replies():
+                if isinstance(reply, Alive):
+                    continue
                 if isinstance(reply, Result):
                     return reply.value
                 if isinstance(reply, Failure):
@@ -177,8 +187,10 @@ class _Session:
             return None
         return None
 
-    def _patience(self) -> float | None:
-        return None if self.ends is None else max(0.0, self.ends - time.monotonic()) * 1000
+    def _patience(self) -> float:
+        """Return for how many milliseconds nothing need be looked at."""
+        ends = self.silence.LOOK if self.ends is None else self.ends - time.monotonic()
+        return max(0.0, min(self.silence.LOOK, ends)) * 1000
 
     def _send(self) -> None:
         if not self.outgoing:

@@ -14,7 +14,19 @@ from typing import Any
 
 import msgspec
 
-from vmcoal.control.wire import API, MAX_LINE, Call, Failure, Input, Output, Progress, Reply, Result
+from vmcoal.control.wire import (
+    ALIVE_INTERVAL,
+    API,
+    MAX_LINE,
+    Alive,
+    Call,
+    Failure,
+    Input,
+    Output,
+    Progress,
+    Reply,
+    Result,
+)
 from vmcoal.errors import ConflictError, InternalError, PrerequisiteError, UnreachableError, UsageError, VmcoalError
 from vmcoal.model.guest import CommandInput
 
@@ -39,8 +51,13 @@ class Client:
         self, step: int, steps: int, text: str, fraction: float | None = None, detail: str | None = None
     ) -> None:
         """Send progress; dropped if the client does not read."""
-        if self._writer.transport.get_write_buffer_size() < MAX_LINE:
-            self._write(Progress(step, steps, text, fraction, detail))
+        self._write_if_read(Progress(step, steps, text, fraction, detail))
+
+    async def keep_alive(self) -> None:
+        """Say again and again that the call runs, until cancelled."""
+        while True:
+            self._write_if_read(Alive())
+            await asyncio.sleep(ALIVE_INTERVAL)
 
     async def output(self, stream: int, data: bytes) -> None:
         """Send output of a command, waiting for a slow client."""
@@ -64,6 +81,10 @@ class Client:
             while line := await self._reader.readline():
                 item = decoder.decode(line)
                 await self.inputs.put(CommandInput(data=item.data, eof=item.eof, rows=item.rows, columns=item.columns))
+
+    def _write_if_read(self, reply: Reply) -> None:
+        if self._writer.transport.get_write_buffer_size() < MAX_LINE:
+            self._write(reply)
 
     def _write(self, reply: Reply) -> None:
         self._writer.write(self._encoder.encode(reply) + b"\n")
@@ -161,6 +182,7 @@ class ControlServer:
         self._work.add(work)
         work.add_done_callback(self._work.discard)
         pump = asyncio.create_task(client.pump())
+        alive = asyncio.create_task(client.keep_alive())
         try:
             await asyncio.wait({work, pump}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
@@ -181,7 +203,8 @@ class ControlServer:
             return Failure(InternalError(f"{call.method} failed: {error!r}", hint="vmcoal logs controller").to_wire())
         finally:
             pump.cancel()
-            await asyncio.gather(pump, return_exceptions=True)
+            alive.cancel()
+            await asyncio.gather(pump, alive, return_exceptions=True)
 
 
 def _peer_uid(writer: asyncio.StreamWriter) -> int:

@@ -2,7 +2,9 @@
 
 Newline-delimited JSON over a Unix stream socket (mode 0600, peer uid checked), one line at most `MAX_LINE` bytes. The
 client sends one `Call`; the daemon answers with any number of `Progress` and `Output` and then one `Result` or
-`Failure`. A client that hangs up, or closes its sending half, cancels its call.
+`Failure`. As long as the call runs it also sends `Alive`: at once, and every `ALIVE_INTERVAL` seconds; who hears
+nothing for much longer than that may give up (`vmcoal.control.silence`). A client that hangs up, or closes its sending
+half, cancels its call.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ import msgspec
 
 from vmcoal.errors import WireError
 
-API = 1
+API = 2
 MAX_LINE = 1 << 20
+ALIVE_INTERVAL = 5.0
+"""Seconds between two signs of life of a daemon whose call runs."""
 
 
 class Call(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +46,10 @@ class Output(msgspec.Struct, frozen=True, tag=True):
     data: bytes
 
 
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """The call runs; nothing else is said of it."""
+
+
 class Input(msgspec.Struct, frozen=True, tag=True):
     """Client to controller while an exec runs; ``eof`` closes stdin; ``rows``/``columns`` resize a tty's terminal."""
 
@@ -63,4 +71,4 @@ class Failure(msgspec.Struct, frozen=True, tag=True):
     error: WireError
 
 
-Reply = Progress | Output | Result | Failure
+Reply = Progress | Output | Alive | Result | Failure
