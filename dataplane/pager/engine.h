@@ -193,6 +193,15 @@ struct view {
 	unsigned operations;
 };
 
+/* Pages in a row that are busy, to be installed. */
+struct batch {
+	uint32_t page, count;
+	const char *bytes; /* NULL: zeros */
+	bool protect;
+	bool demand;	       /* a fault waits for them */
+	enum page_state before; /* what they are again if there is no memory for them */
+};
+
 enum operation_kind { FETCH, STORE, SAMPLE };
 
 /* Pages in a row that are on their way. */
@@ -248,16 +257,31 @@ struct lane {
 /* lane.c */
 bool lane_start(struct engine *engine, unsigned number);
 void lane_kick(struct lane *lane);
+
+/* operation.c */
 char *buffer_get(struct lane *lane, uint32_t pages);
 void buffer_put(struct lane *lane, char *buffer, uint32_t pages);
+/* Nothing is under way: what streams needed goes back. */
+void buffers_trim(struct lane *lane);
 struct operation *operation_new(struct view *view, enum operation_kind kind, uint32_t page, uint32_t count);
 void operation_free(struct lane *lane, struct operation *operation);
-/* The best link of a view to `store`, or NULL. */
+
+/* view.c */
+/* Under the lock. */
+struct view *view_open(struct lane *lane, struct region *region);
+/* Under the lock: bring a view to what the table says. Returns whether it can be freed. */
+bool view_sync(struct lane *lane, struct view *view);
+void view_detach(struct lane *lane, struct view *view);
 unsigned view_store(const struct view *view, const struct link *link);
+/* The best link of a view to `store`, or NULL. */
 struct link *view_link(struct view *view, unsigned store, bool demand);
 
 /* fault.c */
 void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum page_event event);
+void faults_resume(struct lane *lane);
+void install(struct lane *lane, struct region *region, struct batch batch);
+
+/* fetch.c */
 /* Under the lock: pages in a row, which are in a state for it, are on their way once `fetch_send` is called. */
 struct operation *fetch_begin(struct view *view, uint32_t page, uint32_t count);
 void fetch_send(struct lane *lane, struct operation *operation);
@@ -265,7 +289,6 @@ void fetch_answered(struct lane *lane, struct request *request);
 /* When to look again whether an answer on this link is late; asks the other store for what is. */
 int64_t fetch_hedge(struct lane *lane, struct view *view, struct link *link, int64_t now);
 void fetch_fail(struct lane *lane, struct operation *operation);
-void faults_resume(struct lane *lane);
 
 /* sample.c */
 bool sample_open(struct sample *sample);

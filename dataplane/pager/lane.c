@@ -1,6 +1,5 @@
 #include <errno.h>
 #include <linux/userfaultfd.h>
-#include <malloc.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,107 +10,7 @@
 
 #include "engine.h"
 
-enum { EVENTS = 32, MESSAGES = 16, BUFFERS_KEPT = 128, RETRY_US = 100000 };
-
-/* Buffers: a page, or a run of them; each with room behind it for a tag. Freed ones are kept in a list for each size. */
-static size_t buffer_bytes(uint32_t pages)
-{
-	return (size_t)(pages > 1 ? RUN_MAX : 1) * PAGE_SIZE + SEAL_TAG_SIZE;
-}
-
-char *buffer_get(struct lane *lane, uint32_t pages)
-{
-	unsigned kind = pages > 1;
-	char *buffer = lane->buffers[kind].head;
-
-	if (buffer) {
-		memcpy(&lane->buffers[kind].head, buffer, sizeof(void *));
-		lane->buffers[kind].count--;
-		return buffer;
-	}
-	buffer = malloc(buffer_bytes(pages));
-	if (!buffer)
-		abort();
-	return buffer;
-}
-
-void buffer_put(struct lane *lane, char *buffer, uint32_t pages)
-{
-	unsigned kind = pages > 1;
-
-	if (!buffer)
-		return;
-	if (lane->buffers[kind].count == BUFFERS_KEPT) {
-		free(buffer);
-		return;
-	}
-	memcpy(buffer, &lane->buffers[kind].head, sizeof(void *));
-	lane->buffers[kind].head = buffer;
-	lane->buffers[kind].count++;
-}
-
-/* Nothing is under way: what streams needed goes back. */
-static void buffers_trim(struct lane *lane)
-{
-	static const unsigned left[2] = {16, 1};
-	bool trimmed = false;
-
-	for (unsigned kind = 0; kind < 2; kind++)
-		for (char *buffer; lane->buffers[kind].count > left[kind]; trimmed = true) {
-			buffer = lane->buffers[kind].head;
-			memcpy(&lane->buffers[kind].head, buffer, sizeof(void *));
-			lane->buffers[kind].count--;
-			free(buffer);
-		}
-	if (trimmed)
-		malloc_trim(0);
-}
-
-struct operation *operation_new(struct view *view, enum operation_kind kind, uint32_t page, uint32_t count)
-{
-	struct operation *operation = calloc(1, sizeof *operation + count * sizeof *operation->records);
-
-	if (!operation)
-		abort();
-	operation->kind = kind;
-	operation->view = view;
-	operation->page = page;
-	operation->count = count;
-	operation->marker = RUN_MAX;
-	operation->begun_us = now_us();
-	view->operations++;
-	return operation;
-}
-
-void operation_free(struct lane *lane, struct operation *operation)
-{
-	operation->view->operations--;
-	lane->engine->demands -= operation->demand && !operation->answered;
-	if (operation->pull)
-		home_ended(operation);
-	buffer_put(lane, operation->buffer, operation->count);
-	free(operation);
-}
-
-unsigned view_store(const struct view *view, const struct link *link)
-{
-	return link >= &view->links[1][0];
-}
-
-struct link *view_link(struct view *view, unsigned store, bool demand)
-{
-	struct link *best = NULL;
-
-	if (demand && view->links[store][0].state == LINK_READY)
-		return &view->links[store][0];
-	for (unsigned i = 1; i <= LINKS; i++) {
-		struct link *link = &view->links[store][i % LINKS];
-
-		if (link->state == LINK_READY && (!best || (i < LINKS && link->sent_bytes < best->sent_bytes)))
-			best = link;
-	}
-	return best;
-}
+enum { EVENTS = 32, MESSAGES = 16, RETRY_US = 100000 };
 
 void lane_kick(struct lane *lane)
 {
@@ -122,70 +21,6 @@ void lane_kick(struct lane *lane)
 }
 
 static void requests_done(struct lane *lane);
-
-/* Views: what the region table says is brought about here, by each lane for itself. */
-
-static void view_attach(struct lane *lane, struct view *view)
-{
-	struct epoll_event event = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.ptr = &view->faults_tag};
-
-	view->faults = view->region->faults;
-	if (epoll_ctl(lane->epoll, EPOLL_CTL_ADD, view->faults, &event) < 0)
-		perror("vmcoal-pager: cannot wait for faults");
-	view->region->attached++;
-}
-
-static void view_detach(struct lane *lane, struct view *view)
-{
-	if (view->faults < 0)
-		return;
-	epoll_ctl(lane->epoll, EPOLL_CTL_DEL, view->faults, NULL);
-	view->faults = -1;
-	view->region->attached--;
-}
-
-static struct view *view_open(struct lane *lane, struct region *region)
-{
-	struct view *view = calloc(1, sizeof *view);
-
-	if (!view || !seal_open(&view->seal, region->meta->key))
-		abort();
-	view->region = region;
-	view->faults = -1;
-	view->faults_tag = (struct tag){.kind = SOURCE_FAULTS, .view = view};
-	for (unsigned store = 0; store < META_STORES; store++)
-		for (unsigned i = 0; i < LINKS; i++) {
-			view->tags[store][i] = (struct tag){.kind = SOURCE_LINK, .view = view, .link = &view->links[store][i]};
-			link_init(&view->links[store][i], lane->epoll, &view->tags[store][i], &lane->done,
-				  &region->meters[store], lane->engine->deadline_us);
-		}
-	region->views++;
-	return view;
-}
-
-/* Bring a view to what the table says. Under the lock. Returns whether it can be freed. */
-static bool view_sync(struct lane *lane, struct view *view)
-{
-	struct region *region = view->region;
-
-	if (view->faults >= 0 && (region->faults != view->faults || region->closing))
-		view_detach(lane, view);
-	if (view->faults < 0 && region->faults >= 0 && !region->closing)
-		view_attach(lane, view);
-	for (unsigned store = 0; store < META_STORES; store++) {
-		if (!region->closing && view->stores[store].serial == region->meta->stores[store].serial)
-			continue;
-		view->stores[store] = region->meta->stores[store];
-		for (unsigned i = 0; i < LINKS; i++) {
-			struct link *link = &view->links[store][i];
-
-			link_close(link, "the store changed");
-			link->state = LINK_DOWN;
-			link->retry_us = 0;
-		}
-	}
-	return region->closing && !view->operations;
-}
 
 static void unpark(struct lane *lane, struct operation *operation)
 {
