@@ -251,6 +251,7 @@ struct lane {
 		void *head;
 		unsigned count;
 	} buffers[2];
+	bool idle;	     /* for a while */
 	char scratch[RUN_MAX * PAGE_SIZE]; /* what is sealed next */
 };
 
@@ -261,7 +262,8 @@ void lane_kick(struct lane *lane);
 /* operation.c */
 char *buffer_get(struct lane *lane, uint32_t pages);
 void buffer_put(struct lane *lane, char *buffer, uint32_t pages);
-/* Nothing is under way: what streams needed goes back. */
+/* What streams needed goes back; whether there is any of that. */
+bool buffers_spare(const struct lane *lane);
 void buffers_trim(struct lane *lane);
 struct operation *operation_new(struct view *view, enum operation_kind kind, uint32_t page, uint32_t count);
 void operation_free(struct lane *lane, struct operation *operation);

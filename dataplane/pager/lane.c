@@ -10,7 +10,7 @@
 
 #include "engine.h"
 
-enum { EVENTS = 32, MESSAGES = 16, RETRY_US = 100000 };
+enum { EVENTS = 32, MESSAGES = 16, RETRY_US = 100000, IDLE_MS = 200 };
 
 void lane_kick(struct lane *lane)
 {
@@ -292,6 +292,7 @@ static void *lane_run(void *argument)
 	bool kicked = true;
 
 	for (;;) {
+		bool pausing = false;
 		int64_t now, next;
 		int count;
 
@@ -319,9 +320,16 @@ static void *lane_run(void *argument)
 		next = next == INT64_MAX ? -1 : next <= now ? 0 : (next - now + 999) / 1000;
 		if (!TAILQ_EMPTY(&lane->done))
 			next = 0;
-		if (next < 0)
-			buffers_trim(lane);
+		/* Between two bites of a stream a lane has nothing to do either. */
+		if (next < 0 && buffers_spare(lane)) {
+			if (lane->idle)
+				buffers_trim(lane);
+			else
+				next = IDLE_MS;
+			pausing = !lane->idle;
+		}
 		count = wait_events(lane, events, next > 60000 ? 60000 : (int)next);
+		lane->idle = pausing && !count;
 		kicked = false;
 		for (int i = 0; i < count; i++) {
 			const struct tag *tag = events[i].data.ptr;

@@ -7,6 +7,9 @@
 
 enum { BUFFERS_KEPT = 128 };
 
+/* Of each kind, by a lane with nothing to do. */
+static const unsigned buffers_left[2] = {16, 1};
+
 /* Buffers: a page, or a run of them; each with room behind it for a tag. Freed ones are kept in a list for each size. */
 static size_t buffer_bytes(uint32_t pages)
 {
@@ -44,20 +47,21 @@ void buffer_put(struct lane *lane, char *buffer, uint32_t pages)
 	lane->buffers[kind].count++;
 }
 
+bool buffers_spare(const struct lane *lane)
+{
+	return lane->buffers[0].count > buffers_left[0] || lane->buffers[1].count > buffers_left[1];
+}
+
 void buffers_trim(struct lane *lane)
 {
-	static const unsigned left[2] = {16, 1};
-	bool trimmed = false;
-
 	for (unsigned kind = 0; kind < 2; kind++)
-		for (char *buffer; lane->buffers[kind].count > left[kind]; trimmed = true) {
+		for (char *buffer; lane->buffers[kind].count > buffers_left[kind];) {
 			buffer = lane->buffers[kind].head;
 			memcpy(&lane->buffers[kind].head, buffer, sizeof(void *));
 			lane->buffers[kind].count--;
 			free(buffer);
 		}
-	if (trimmed)
-		malloc_trim(0);
+	malloc_trim(0);
 }
 
 struct operation *operation_new(struct view *view, enum operation_kind kind, uint32_t page, uint32_t count)

@@ -21,6 +21,7 @@ struct seal_record {
 
 /* A key in use. One thread at a time. */
 struct seal {
+	struct wide *wide; /* where the processor can; otherwise NULL */
 	gnutls_aead_cipher_hd_t cipher;
 };
 
@@ -32,7 +33,8 @@ void seal_close(struct seal *seal);
 bool seal_page(struct seal *seal, uint64_t page, uint64_t version, const void *plain, void *sealed,
 	       struct seal_record *record);
 
-/* Open a page in place; the SEAL_TAG_SIZE bytes after it are used and restored. False: it is not the sealed page. */
+/* Open a page in place; the SEAL_TAG_SIZE bytes after it are used and restored. False: it is not the sealed page, and what
+ * there is now is of no use. */
 bool seal_unseal(struct seal *seal, uint64_t page, const struct seal_record *record, void *sealed);
 
 /* Whether a page is all zeros. */

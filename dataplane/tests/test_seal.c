@@ -2,16 +2,76 @@
 #include "seal.h"
 
 #include "check.h"
+#include "wide.h"
 
 static uint8_t plain[PAGE_SIZE], sealed[PAGE_SIZE + SEAL_TAG_SIZE], copy[PAGE_SIZE + SEAL_TAG_SIZE];
 
-int main(void)
+static uint64_t random_state = 88172645463325252ULL;
+
+static void fill_random(uint8_t *bytes, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		random_state ^= random_state << 13;
+		random_state ^= random_state >> 7;
+		random_state ^= random_state << 17;
+		bytes[i] = (uint8_t)(random_state >> 24);
+	}
+}
+
+/* Where the processor has the wide instructions: the same bytes and tags as GnuTLS, whatever the length, nothing beyond. */
+static void test_wide(void)
+{
+	enum { LONGEST = PAGE_SIZE + 300, ROOM = LONGEST + SEAL_TAG_SIZE };
+	static uint8_t text[LONGEST], expected[ROOM], made[ROOM];
+
+	for (int round = 0; round < 2000; round++) {
+		uint8_t key[WIDE_KEY], nonce[WIDE_NONCE], place[WIDE_PLACE], tag[WIDE_TAG];
+		size_t length = round < 600 ? (size_t)round : round % 2 ? PAGE_SIZE : random_state % LONGEST, room = ROOM;
+		gnutls_datum_t datum = {key, sizeof key};
+		gnutls_aead_cipher_hd_t cipher;
+		struct wide *wide;
+
+		fill_random(key, sizeof key);
+		fill_random(nonce, sizeof nonce);
+		fill_random(place, sizeof place);
+		fill_random(text, length);
+		wide = wide_open(key);
+		if (!wide)
+			return;
+		CHECK(!gnutls_aead_cipher_init(&cipher, GNUTLS_CIPHER_AES_256_GCM, &datum));
+		CHECK(!gnutls_aead_cipher_encrypt(cipher, nonce, sizeof nonce, place, sizeof place, sizeof tag, text,
+						  length, expected, &room));
+		memset(made, 0xaa, sizeof made);
+		wide_crypt(wide, nonce, place, text, made, length, true, tag);
+		CHECK(!memcmp(made, expected, length) && !memcmp(tag, expected + length, sizeof tag));
+		CHECK(made[length] == 0xaa);
+		memset(tag, 0, sizeof tag);
+		wide_crypt(wide, nonce, place, made, made, length, false, tag);
+		CHECK(!memcmp(made, text, length) && !memcmp(tag, expected + length, sizeof tag));
+		gnutls_aead_cipher_deinit(cipher);
+		wide_close(wide);
+	}
+}
+
+static void without_wide(struct seal *seal)
+{
+	wide_close(seal->wide);
+	seal->wide = NULL;
+}
+
+/* `wide`: as the processor can; otherwise what GnuTLS does. */
+static void test_seals(bool wide)
 {
 	uint8_t key[SEAL_KEY_SIZE] = {1, 2, 3}, other_key[SEAL_KEY_SIZE] = {1, 2, 4};
 	struct seal seal, other;
 	struct seal_record record, older, wrong;
 
 	CHECK(seal_open(&seal, key) && seal_open(&other, other_key));
+	if (!wide) {
+		without_wide(&seal);
+		without_wide(&other);
+	}
+	memset(plain, 0, sizeof plain);
 	CHECK(page_is_zero(plain));
 	for (int i = 0; i < PAGE_SIZE; i++)
 		plain[i] = (uint8_t)(i * 7 + 1);
@@ -50,5 +110,31 @@ int main(void)
 	REFUSED(&seal, 5, &record);
 	seal_close(&seal);
 	seal_close(&other);
+}
+
+/* What one of them sealed the other opens. */
+static void test_both(void)
+{
+	uint8_t key[SEAL_KEY_SIZE] = {9};
+	struct seal seal, narrow;
+	struct seal_record record;
+
+	CHECK(seal_open(&seal, key) && seal_open(&narrow, key));
+	without_wide(&narrow);
+	fill_random(plain, sizeof plain);
+	CHECK(seal_page(&seal, 1ULL << 40, 3, plain, sealed, &record));
+	CHECK(seal_unseal(&narrow, 1ULL << 40, &record, sealed) && !memcmp(sealed, plain, PAGE_SIZE));
+	CHECK(seal_page(&narrow, 7, 4, plain, sealed, &record));
+	CHECK(seal_unseal(&seal, 7, &record, sealed) && !memcmp(sealed, plain, PAGE_SIZE));
+	seal_close(&seal);
+	seal_close(&narrow);
+}
+
+int main(void)
+{
+	test_seals(true);
+	test_seals(false);
+	test_both();
+	test_wide();
 	return 0;
 }
