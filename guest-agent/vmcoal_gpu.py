@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """vmcoal GPU relay: makes a lent GPU usable in the guest while it is attached.
 
-vmcoal's controller runs it in the guest through the agent, with the OpenCL and CUDA client libraries beside it:
+vmcoal's controller runs it in the guest through the agent, with what it starts and brings beside it:
 
     vmcoal_gpu.py up NAME --node N [--cuda] [--no-opencl]
                                       find the PCI function of port NAME, check it, start the relay; prints JSON
     vmcoal_gpu.py down NAME           end the relay of port NAME
 
-The relay carries the byte streams of programs (Unix sockets in /run/vmcoal) over one virtio-serial port
-(docs/internals/gpu-protocol.md). It lives as long as the port's other side does: when the device is unplugged, the
-lender is lost or the host ends it, every program's connection is closed, and the ICD file that OpenCL loaders look for,
-or the libcuda.so.1 that the dynamic linker found, is gone with it. Needs Linux, Python 3.9 or later and nothing else.
+The relay, vmcoal-gpu-relay (dataplane/gpu), carries the byte streams of programs (Unix sockets in /run/vmcoal) over one
+virtio-serial port (docs/internals/gpu-protocol.md). It lives as long as the port's other side does: when the device is
+unplugged, the lender is lost or the host ends it, every program's connection is closed, and the ICD file that OpenCL
+loaders look for, or the libcuda.so.1 that the dynamic linker found, is gone with it. Needs Linux, Python 3.9 or later
+and nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import select
 import signal
 import socket
 import stat
-import struct
 import sys
 import time
 
@@ -38,6 +38,7 @@ ICD = VENDORS + "/vmcoal.icd"
 LIBRARY = "libvmcoal-pocl.so"
 CUDA_DEVICES = RUN + "/cuda.d"
 CUDA_LIBRARY = "libvmcoal-cuda.so"
+CARRIER = "vmcoal-gpu-relay"
 CUDA_LINKS = ("libcuda.so.1", "libcuda.so")
 LINKER = "/etc/ld.so.conf.d/000-vmcoal-gpu.conf"  # it goes before a driver that the guest may have of its own
 LDCONFIG = ("/sbin/ldconfig", "/usr/sbin/ldconfig", "/usr/bin/ldconfig")
@@ -45,19 +46,7 @@ LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")  # what the 
 OPENCL, CUDA = (0, 1), (2,)  # the services of each
 SERVICES = 3
 
-HELLO, OPEN, DATA, CREDIT, CLOSE = range(1, 6)
-HEADER = struct.Struct("<BBHI")
-HELLO_TEXT = b"vmcoal-gpu 1"
-NONCE = 16
-FRAME_MAX = 64 * 1024
-PIECE = 32 * 1024
-STREAMS = 64
-WINDOW = 1 << 20
-TELL = WINDOW // 4
-OUT_MAX = 256 * 1024
 GREETING = 10.0
-
-LENGTHS = {HELLO: len(HELLO_TEXT) + NONCE, OPEN: 1, CREDIT: 4, CLOSE: 0}
 
 
 class RelayError(Exception):
@@ -165,257 +154,61 @@ def wait_host(fd: int, until: float) -> int:
 # ---------------------------------------------------------------- the streams
 
 
-class Stream:
-    """One connection of a program. ``room``: bytes that the lender still takes; ``queue``: for the program."""
-
-    def __init__(self, number: int, sock: socket.socket) -> None:
-        self.number = number
-        self.sock: socket.socket | None = sock
-        self.room = WINDOW
-        self.may_come = WINDOW
-        self.taken = 0
-        self.queue = bytearray()
-        self.ended_here = False
-        self.ended_there = False
-
-
 class Relay:
-    """Carries the streams of all programs over the port ``fd``; ``listeners`` by the service that they are for."""
+    """The process that carries the streams of all programs over the port ``fd``: vmcoal-gpu-relay, which is beside this
+    file. It ends with us; ``listeners`` are by the service that they are for, and become its own."""
 
     def __init__(self, fd: int, listeners: dict[int, socket.socket]) -> None:
-        self.fd = fd
-        self.listeners = {sock.fileno(): (service, sock) for service, sock in listeners.items()}
-        self.streams: dict[int, Stream] = {}
-        self.by_fd: dict[int, Stream] = {}
-        self.arrived = bytearray()
-        self.out = bytearray()
-        self.masks: dict[int, int] = {}
-        self.poll = select.epoll()
+        said, tell = os.pipe()
+        os.set_inheritable(tell, True)
+        words = [here(CARRIER), str(fd)]
+        for service, listener in listeners.items():
+            os.set_inheritable(listener.fileno(), True)
+            words.append(f"{service}:{listener.fileno()}")
+        os.set_inheritable(fd, True)
+        self.said = said
         self.why = ""
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                os.dup2(tell, 1)
+                os.execv(words[0], words)
+            finally:
+                os._exit(127)
+        for listener in listeners.values():
+            listener.close()
+        os.close(fd)
+        os.close(tell)
 
-    # The port
-
-    def greet(self, until: float) -> None:
-        """Say hello and wait for the answer; what an earlier relay left on its way is dropped."""
-        hello = HEADER.pack(HELLO, 0, 0, LENGTHS[HELLO]) + HELLO_TEXT + os.urandom(NONCE)
-        self.out += hello
-        poll = select.poll()
-        while True:
-            poll.register(self.fd, select.POLLIN | (select.POLLOUT if self.out else 0))
-            left = until - time.monotonic()
-            if left <= 0:
+    def line(self, seconds: float | None = None) -> str:
+        """Return the next line that it says, or nothing once it has ended. Raises `RelayError` after ``seconds``."""
+        line = b""
+        until = None if seconds is None else time.monotonic() + seconds
+        while not line.endswith(b"\n"):
+            if until is not None and not select.select([self.said], [], [], max(0.0, until - time.monotonic()))[0]:
                 raise RelayError("the lender does not answer")
-            if not poll.poll(left * 1000):
-                continue
-            if not self.write_port() or not self.read_port():
-                raise RelayError(self.why)
-            found = self.arrived.find(hello)
-            if found >= 0:
-                del self.arrived[: found + len(hello)]
-                return
-            del self.arrived[: max(0, len(self.arrived) - len(hello))]
-
-    def read_port(self) -> bool:
-        """Read what there is; False: the other side is gone."""
-        try:
-            data = os.read(self.fd, 4 * FRAME_MAX)
-        except BlockingIOError:
-            return True
-        except ConnectionResetError:
-            data = b""
-        except OSError as error:
-            self.why = f"the port broke: {error.strerror}"
-            return False
-        if not data:
-            self.why = "the host closed the port"
-            return False
-        self.arrived += data
-        return True
-
-    def write_port(self) -> bool:
-        """Write what waits, as far as the port takes it."""
-        while self.out:
-            try:
-                count = os.write(self.fd, memoryview(self.out)[:PIECE])
-            except BlockingIOError:
-                return True
-            except (BrokenPipeError, ConnectionResetError):
-                self.why = "the host closed the port"
-                return False
-            except OSError as error:
-                self.why = f"the port broke: {error.strerror}"
-                return False
-            del self.out[:count]
-        return True
-
-    def send(self, kind: int, stream: int, payload: bytes = b"") -> None:
-        """Queue a frame."""
-        self.out += HEADER.pack(kind, 0, stream, len(payload)) + payload
-
-    def understand(self) -> None:
-        """Take the frames that are complete; raises `RelayError` for anything that is none."""
-        at = 0
-        data = self.arrived
-        while len(data) - at >= HEADER.size:
-            kind, zero, number, length = HEADER.unpack_from(data, at)
-            good = 0 < length <= FRAME_MAX if kind == DATA else LENGTHS.get(kind) == length
-            stream = self.streams.get(number)
-            if zero or not good or kind in (HELLO, OPEN) or stream is None:
-                raise RelayError("the lender sent something that is no frame")
-            if len(data) - at - HEADER.size < length:
+            byte = os.read(self.said, 1)
+            if not byte:
                 break
-            start = at + HEADER.size
-            at = start + length
-            if kind == DATA:
-                self.data(stream, bytes(memoryview(data)[start:at]))
-            elif kind == CREDIT:
-                stream.room += struct.unpack_from("<I", data, start)[0]
-                if stream.room > WINDOW:
-                    raise RelayError("the lender took more than it was sent")
-            else:
-                self.ended(stream)
-        del data[:at]
+            line += byte
+        return line.decode("utf-8", "replace").strip()
 
-    def data(self, stream: Stream, data: bytes) -> None:
-        """Give a program what came for it."""
-        if stream.ended_there or len(data) > stream.may_come:
-            raise RelayError("the lender sent more than it may")
-        stream.may_come -= len(data)
-        if not stream.ended_here:
-            stream.queue += data
-            self.give(stream)
+    def greet(self, seconds: float) -> None:
+        """Return once the lender has answered; raises `RelayError`."""
+        said = self.line(seconds)
+        if said != "ready":
+            raise RelayError(said or "vmcoal-gpu-relay does not run here")
 
-    def ended(self, stream: Stream) -> None:
-        """The lender ended a stream."""
-        if stream.ended_there:
-            raise RelayError("the lender ended a stream twice")
-        stream.ended_there = True
-        if stream.ended_here:
-            del self.streams[stream.number]
-        else:
-            self.give(stream)
-
-    # The programs
-
-    def accept(self, fd: int) -> None:
-        """Take a program's connection."""
-        service, listener = self.listeners[fd]
-        try:
-            sock, _ = listener.accept()
-        except OSError:
-            return
-        number = next((n for n in range(1, STREAMS + 1) if n not in self.streams), 0)
-        if not number:
-            sock.close()
-            return
-        sock.setblocking(False)
-        self.streams[number] = self.by_fd[sock.fileno()] = Stream(number, sock)
-        self.send(OPEN, number, bytes([service]))
-
-    def take(self, stream: Stream) -> None:
-        """Take what a program sends, as far as the lender and the port have room."""
-        assert stream.sock is not None
-        while (room := min(stream.room, PIECE)) and len(self.out) < OUT_MAX:
-            try:
-                data = stream.sock.recv(room)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self.end(stream)
-                return
-            stream.room -= len(data)
-            self.send(DATA, stream.number, data)
-
-    def give(self, stream: Stream) -> None:
-        """Write to a program what waits for it, and tell the lender."""
-        assert stream.sock is not None
-        while stream.queue:
-            try:
-                count = stream.sock.send(memoryview(stream.queue)[: 4 * FRAME_MAX])
-            except BlockingIOError:
-                return
-            except OSError:
-                self.end(stream)
-                return
-            del stream.queue[:count]
-            stream.taken += count
-            if stream.taken >= TELL and not stream.ended_there:
-                self.send(CREDIT, stream.number, struct.pack("<I", stream.taken))
-                stream.may_come += stream.taken
-                stream.taken = 0
-        if stream.ended_there:
-            self.end(stream)
-
-    def end(self, stream: Stream) -> None:
-        """Close a program's connection; its number is free once both sides have ended it."""
-        if stream.sock is None:
-            return
-        fd = stream.sock.fileno()
-        if self.masks.pop(fd, 0):
-            self.poll.unregister(fd)
-        del self.by_fd[fd]
-        stream.sock.close()
-        stream.sock = None
-        stream.queue.clear()
-        stream.ended_here = True
-        self.send(CLOSE, stream.number)
-        if stream.ended_there:
-            del self.streams[stream.number]
-
-    # The loop
-
-    def watch(self, fd: int, mask: int) -> None:
-        """Wait for ``mask`` of a descriptor. One that nobody can act on is left out: its hang-up would spin."""
-        old = self.masks.get(fd, 0)
-        if mask == old:
-            return
-        if not mask:
-            self.poll.unregister(fd)
-        elif old:
-            self.poll.modify(fd, mask)
-        else:
-            self.poll.register(fd, mask)
-        self.masks[fd] = mask
-
-    def run(self, gone: Any) -> None:
-        """Carry bytes until the port's other side is gone or ``gone()`` says so; `why` tells why."""
-        # What came with the answer to the hello.
-        self.understand()
-        while not gone():
-            room = len(self.out) < OUT_MAX
-            self.watch(self.fd, select.EPOLLIN | (select.EPOLLOUT if self.out else 0))
-            for fd in self.listeners:
-                self.watch(fd, select.EPOLLIN if room and len(self.streams) < STREAMS else 0)
-            for fd, stream in self.by_fd.items():
-                takes = select.EPOLLIN if room and stream.room else 0
-                self.watch(fd, takes | (select.EPOLLOUT if stream.queue else 0))
-            for fd, events in self.poll.poll():
-                if fd == self.fd:
-                    if events & ~select.EPOLLOUT:
-                        if not self.read_port():
-                            return
-                        self.understand()
-                elif fd in self.listeners:
-                    self.accept(fd)
-                elif fd in self.by_fd:
-                    stream = self.by_fd[fd]
-                    if events & select.EPOLLOUT:
-                        self.give(stream)
-                    if stream.sock is not None and events & ~select.EPOLLOUT:
-                        self.take(stream)
-            if not self.write_port():
-                return
+    def run(self, wake: int) -> None:
+        """Return when it has ended, and say `why`, or when ``wake`` can be read."""
+        if self.said in select.select([self.said, wake], [], [])[0]:
+            self.why = self.line()
 
     def close(self) -> None:
-        """Close every connection: programs get an error at once."""
-        for stream in list(self.by_fd.values()):
-            if stream.sock is not None:
-                stream.sock.close()
-        for _, listener in self.listeners.values():
-            listener.close()
-        os.close(self.fd)
+        """End it: programs get an error at once."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.said)
 
 
 # ---------------------------------------------------------------- what programs find
@@ -585,11 +378,10 @@ def up(
 
 def serve(name: str, port: str, told: int, until: float, services: tuple[int, ...]) -> None:
     """Be the relay; writes ``ready`` to ``told``, or why not."""
-    ending: list[int] = []
     relay = None
     try:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: ending.append(1))
+            signal.signal(number, lambda *_: None)  # to be woken by it: the relay ends then
         wake, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
         signal.set_wakeup_fd(wakeup)
@@ -599,16 +391,14 @@ def serve(name: str, port: str, told: int, until: float, services: tuple[int, ..
         os.chdir("/")
         fd = open_port(port, until)
         relay = Relay(fd, listen(name, services))
-        relay.greet(min(until, time.monotonic() + GREETING))
+        relay.greet(min(until - time.monotonic(), GREETING))
         with open(pid_file(name), "w") as file:
             file.write(str(os.getpid()))
         show(name, services)
         os.write(told, b"ready")
         os.close(told)
         told = -1
-        # Only to be woken by a signal: nothing reads it, the relay ends then.
-        relay.poll.register(wake, select.EPOLLIN)
-        relay.run(lambda: bool(ending))
+        relay.run(wake)
     except (RelayError, OSError) as error:
         if told >= 0:
             os.write(told, str(error).encode("utf-8", "replace")[:500])

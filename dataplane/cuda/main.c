@@ -121,15 +121,19 @@ static int check(const struct options *options)
 
 /* serve */
 
+enum { LAST_REQUESTS_MS = 200 };
+
 static int hung_up_fd;
 
-/* A client that goes ends its process at once, whatever the driver is doing for it. */
+/* A client that goes ends its process, whatever the driver is doing for it: what it sent before is served and ends it
+ * by itself, unless that takes long. */
 static void *watch_client(void *nothing)
 {
 	struct pollfd wait = {.fd = hung_up_fd, .events = POLLRDHUP};
 
 	while (poll(&wait, 1, -1) < 0 && errno == EINTR)
 		;
+	poll(NULL, 0, LAST_REQUESTS_MS);
 	_exit(0);
 	return nothing;
 }

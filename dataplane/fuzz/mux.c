@@ -6,6 +6,8 @@
 
 #include "mux.h"
 
+enum { REPLY = 64 };
+
 static uint32_t state;
 
 static void must(bool condition)
@@ -26,6 +28,17 @@ static bool opened(struct mux *mux, unsigned number)
 	return random_number() % 8 != 0;
 }
 
+static size_t give(struct mux *mux, unsigned number, const uint8_t *data, size_t size)
+{
+	volatile uint8_t last = data[size - 1]; /* it is there to be read */
+
+	(void)last;
+	must(mux->streams[number].open && !bytes_used(&mux->streams[number].arrived));
+	if (random_number() % 16 == 0)
+		mux_end(mux, number);
+	return random_number() % (size + 1);
+}
+
 static void arrived(struct mux *mux, unsigned number)
 {
 	struct stream *stream = &mux->streams[number];
@@ -43,7 +56,7 @@ static void gone(struct mux *mux, unsigned number)
 	must(mux->streams[number].open);
 }
 
-static const struct mux_user user = {opened, arrived, gone};
+static const struct mux_user user = {opened, give, arrived, gone};
 
 static void check(const struct mux *mux)
 {
@@ -54,7 +67,6 @@ static void check(const struct mux *mux)
 
 int fuzz_input(const uint8_t *data, size_t size)
 {
-	static const char reply[64];
 	static struct mux mux;
 	size_t at = 1;
 	bool good = true;
@@ -77,8 +89,8 @@ int fuzz_input(const uint8_t *data, size_t size)
 		for (unsigned i = 1; good && i <= STREAMS; i++) {
 			uint32_t room = mux_may_send(&mux, i);
 
-			if (room && random_number() % 4 == 0)
-				mux_send(&mux, i, reply, room < sizeof reply ? room : sizeof reply);
+			if (room && random_number() % 4 == 0 && mux_room(&mux, room))
+				mux_sent(&mux, i, room < REPLY ? room : REPLY);
 		}
 		if (random_number() % 2)
 			bytes_clear(&mux.out);

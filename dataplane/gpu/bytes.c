@@ -27,12 +27,14 @@ uint8_t *bytes_room(struct bytes *bytes, size_t room)
 
 	if (room > bytes_left(bytes))
 		return NULL;
-	if (bytes->start && bytes->size - bytes->end < room) {
-		memmove(bytes->data, bytes->data + bytes->start, used);
+	/* Only once as much was taken as has to be moved: what is moved in all is then no more than what goes through. */
+	if (bytes->start >= used && bytes->size - bytes->end < room) {
+		if (used)
+			memcpy(bytes->data, bytes->data + bytes->start, used);
 		bytes->start = 0;
 		bytes->end = used;
 	}
-	while (size < used + room)
+	while (size < bytes->end + room)
 		size *= 2;
 	if (size > bytes->size) {
 		uint8_t *data = realloc(bytes->data, size);

@@ -1,4 +1,5 @@
-/* A queue of bytes with a bound: filled at its end, taken from its front. */
+/* A queue of bytes with a bound: filled at its end, taken from its front. It takes up to four times its bound of memory,
+ * so that its bytes are seldom moved. */
 #pragma once
 
 #include <stdbool.h>

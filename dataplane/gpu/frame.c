@@ -31,7 +31,7 @@ static bool length_fits(enum frame_type type, uint32_t length)
 	return false;
 }
 
-int frame_parse(const uint8_t *data, size_t size, struct frame *frame)
+int frame_head(const uint8_t *data, size_t size, struct frame *frame)
 {
 	if (size < FRAME_HEADER)
 		return 0;
@@ -43,7 +43,16 @@ int frame_parse(const uint8_t *data, size_t size, struct frame *frame)
 		return -1;
 	if (frame->type == FRAME_HELLO ? frame->stream != 0 : frame->stream < 1 || frame->stream > STREAMS)
 		return -1;
-	return size - FRAME_HEADER < frame->length ? 0 : (int)(FRAME_HEADER + frame->length);
+	return 1;
+}
+
+int frame_parse(const uint8_t *data, size_t size, struct frame *frame)
+{
+	int found = frame_head(data, size, frame);
+
+	if (found > 0 && size - FRAME_HEADER < frame->length)
+		return 0;
+	return found > 0 ? (int)(FRAME_HEADER + frame->length) : found;
 }
 
 void frame_header(uint8_t *out, enum frame_type type, unsigned stream, uint32_t length)

@@ -32,6 +32,10 @@ struct frame {
 	const uint8_t *payload;
 };
 
+/* Read the header of the first frame of `size` bytes. Returns 1, 0 if it is not complete yet, or -1 if this is no frame:
+ * unknown type, stream or length. `payload` is where it will be, come or not. */
+int frame_head(const uint8_t *data, size_t size, struct frame *frame);
+
 /* Read the first frame of `size` bytes. Returns its bytes with the header, 0 if it is not complete yet, or -1 if this is
  * no frame: unknown type, stream or length. */
 int frame_parse(const uint8_t *data, size_t size, struct frame *frame);

@@ -3,7 +3,6 @@
 #include <string.h>
 
 enum {
-	IN_MAX = 2 * (FRAME_HEADER + FRAME_MAX),
 	TELL = WINDOW / 4,	/* credit is given back in pieces of this */
 	SPARE = 8 * 1024,	/* room in `out` that data leaves */
 	SPARE_FRAME = SPARE / 2, /* and what frames that came leave of it: every credit and end that may be due */
@@ -41,6 +40,7 @@ void mux_reset(struct mux *mux)
 	bytes_clear(&mux->in);
 	bytes_clear(&mux->out);
 	mux->greeted = false;
+	mux->left = 0;
 	mux->why = NULL;
 }
 
@@ -105,16 +105,53 @@ static bool open_stream(struct mux *mux, const struct frame *frame)
 	       refuse(mux, "it does not take its answers");
 }
 
-static bool data(struct mux *mux, struct stream *stream, const struct frame *frame)
+/* Tell the guest what the service took, now and then. Returns false where `out` has no room for that. */
+static bool give_credit(struct mux *mux, unsigned number, uint32_t count)
+{
+	struct stream *stream = &mux->streams[number];
+	uint8_t payload[4];
+
+	stream->taken += count;
+	if (stream->taken < TELL || stream->ended_there)
+		return true;
+	frame_put_number(payload, stream->taken);
+	if (!send_frame(mux, FRAME_CREDIT, number, payload, sizeof payload))
+		return false;
+	stream->may_come += stream->taken;
+	stream->taken = 0;
+	return true;
+}
+
+static bool data_begins(struct mux *mux, struct stream *stream, const struct frame *frame)
 {
 	if (stream->ended_there || frame->length > stream->may_come)
 		return refuse(mux, "it sent more than it may");
 	stream->may_come -= frame->length;
-	if (stream->ended_here)
+	mux->current = frame->stream;
+	mux->left = frame->length;
+	return true;
+}
+
+/* What came of a frame of data, the rest of which may still be on its way. */
+static bool data(struct mux *mux, const uint8_t *at, size_t size)
+{
+	unsigned number = mux->current;
+	struct stream *stream = &mux->streams[number];
+	size_t taken = 0;
+
+	if (!stream->open || stream->ended_here)
 		return true; /* nobody is there any more; its end is on the way */
-	if (!bytes_add(&stream->arrived, frame->payload, frame->length))
+	if (!bytes_used(&stream->arrived))
+		taken = mux->user->give(mux, number, at, size);
+	if (!stream->open || stream->ended_here)
+		return true;
+	if (taken && !give_credit(mux, number, (uint32_t)taken))
+		return refuse(mux, "it does not take its answers");
+	if (taken == size)
+		return true;
+	if (!bytes_add(&stream->arrived, at + taken, size - taken))
 		return refuse(mux, "there is no memory for it");
-	mux->user->arrived(mux, frame->stream);
+	mux->user->arrived(mux, number);
 	return true;
 }
 
@@ -141,7 +178,7 @@ static bool understand(struct mux *mux, const struct frame *frame)
 	if (!stream->open)
 		return refuse(mux, "it used a stream that is not open");
 	if (frame->type == FRAME_DATA)
-		return data(mux, stream, frame);
+		return data_begins(mux, stream, frame);
 	if (frame->type == FRAME_CREDIT)
 		return credit(mux, stream, frame);
 	if (stream->ended_there)
@@ -157,17 +194,32 @@ static bool understand(struct mux *mux, const struct frame *frame)
 bool mux_understand(struct mux *mux)
 {
 	struct frame frame;
-	int size;
+	int found;
 
-	while ((size = frame_parse(bytes_front(&mux->in), bytes_used(&mux->in), &frame)) > 0) {
+	while (bytes_used(&mux->in)) {
+		size_t have = bytes_used(&mux->in), size = have < mux->left ? have : mux->left;
+
 		/* What answers a frame may need: a guest that does not read its answers is not read either. */
 		if (bytes_left(&mux->out) < SPARE_FRAME)
 			return true;
+		if (size) {
+			mux->left -= (uint32_t)size;
+			if (!data(mux, bytes_front(&mux->in), size))
+				return false;
+			bytes_take(&mux->in, size);
+			continue;
+		}
+		found = frame_head(bytes_front(&mux->in), have, &frame);
+		if (found <= 0)
+			return !found || refuse(mux, "it sent no frame");
+		size = FRAME_HEADER + (frame.type == FRAME_DATA ? 0 : (size_t)frame.length);
+		if (have < size)
+			return true;
 		if (!understand(mux, &frame))
 			return false;
-		bytes_take(&mux->in, (size_t)size);
+		bytes_take(&mux->in, size);
 	}
-	return size == 0 || refuse(mux, "it sent no frame");
+	return true;
 }
 
 uint32_t mux_may_send(const struct mux *mux, unsigned number)
@@ -182,27 +234,28 @@ uint32_t mux_may_send(const struct mux *mux, unsigned number)
 	return left < most ? (uint32_t)left : most;
 }
 
-void mux_send(struct mux *mux, unsigned number, const void *data, uint32_t count)
+uint8_t *mux_room(struct mux *mux, uint32_t count)
 {
-	if (send_frame(mux, FRAME_DATA, number, data, count))
-		mux->streams[number].may_send -= count;
+	uint8_t *room = bytes_room(&mux->out, FRAME_HEADER + (size_t)count);
+
+	return room ? room + FRAME_HEADER : NULL;
+}
+
+void mux_sent(struct mux *mux, unsigned number, uint32_t count)
+{
+	uint8_t *room = count ? bytes_room(&mux->out, FRAME_HEADER + (size_t)count) : NULL;
+
+	if (!room)
+		return;
+	frame_header(room, FRAME_DATA, number, count);
+	bytes_added(&mux->out, FRAME_HEADER + (size_t)count);
+	mux->streams[number].may_send -= count;
 }
 
 bool mux_taken(struct mux *mux, unsigned number, uint32_t count)
 {
-	struct stream *stream = &mux->streams[number];
-	uint8_t payload[4];
-
-	bytes_take(&stream->arrived, count);
-	stream->taken += count;
-	if (stream->taken < TELL || stream->ended_there)
-		return true;
-	frame_put_number(payload, stream->taken);
-	if (!send_frame(mux, FRAME_CREDIT, number, payload, sizeof payload))
-		return false;
-	stream->may_come += stream->taken;
-	stream->taken = 0;
-	return true;
+	bytes_take(&mux->streams[number].arrived, count);
+	return give_credit(mux, number, count);
 }
 
 bool mux_end(struct mux *mux, unsigned number)

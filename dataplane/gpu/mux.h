@@ -11,7 +11,7 @@
 #include "bytes.h"
 #include "frame.h"
 
-enum { OUT_MAX = 1024 * 1024, SERVICES = 3 };
+enum { IN_MAX = 256 * 1024, OUT_MAX = 512 * 1024, SERVICES = 3 };
 
 struct stream {
 	bool open;
@@ -29,7 +29,9 @@ struct mux;
 struct mux_user {
 	/* Connect a new stream to its service; false refuses it. */
 	bool (*opened)(struct mux *mux, unsigned stream);
-	/* Something is in `arrived`, or the guest ended the stream (`ended_there`). */
+	/* Give the service what came, before anything waits in `arrived`; returns how much of it it took. */
+	size_t (*give)(struct mux *mux, unsigned stream, const uint8_t *data, size_t size);
+	/* Something waits in `arrived`, or the guest ended the stream (`ended_there`). */
 	void (*arrived)(struct mux *mux, unsigned stream);
 	/* The stream is no more: whatever is behind it is to be closed. */
 	void (*gone)(struct mux *mux, unsigned stream);
@@ -40,6 +42,8 @@ struct mux {
 	bool greeted;
 	struct stream streams[STREAMS + 1]; /* 0 is not used */
 	struct bytes in, out;
+	unsigned current; /* the stream whose data comes, `left` bytes more */
+	uint32_t left;
 	const char *why; /* it was refused */
 };
 
@@ -54,9 +58,12 @@ bool mux_understand(struct mux *mux);
 
 /* How many bytes of a stream may be sent now: its credit, and the room in `out`. */
 uint32_t mux_may_send(const struct mux *mux, unsigned stream);
-void mux_send(struct mux *mux, unsigned stream, const void *data, uint32_t count);
 
-/* The service took `count` bytes of what arrived. Returns false where `out` has no room to tell. */
+/* A place for so many bytes, NULL without memory; then say how many there are, and of which stream. */
+uint8_t *mux_room(struct mux *mux, uint32_t count);
+void mux_sent(struct mux *mux, unsigned stream, uint32_t count);
+
+/* The service took `count` bytes of what waits in `arrived`. Returns false where `out` has no room to tell. */
 bool mux_taken(struct mux *mux, unsigned stream, uint32_t count);
 
 /* The service ended the stream. */

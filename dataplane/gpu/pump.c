@@ -15,7 +15,7 @@
 #include "loop.h"
 #include "meter.h"
 
-enum { HOLD = 256 * 1024, PIECE = 64 * 1024, CONNECT_MS = 10000, EVERY_MS = 50 };
+enum { HOLD = 512 * 1024, PIECE = 256 * 1024, CONNECT_MS = 10000, EVERY_MS = 50 };
 
 struct both {
 	int lender, port;
@@ -108,12 +108,9 @@ enum outcome { GOES_ON, PORT_ENDED, LENDER_ENDED };
 static enum outcome to_lender(struct both *both, const char **why)
 {
 	for (;;) {
-		uint8_t *room = bytes_left(&both->out) ? bytes_room(&both->out, bytes_left(&both->out) < PIECE
-										 ? bytes_left(&both->out)
-										 : PIECE)
-						       : NULL;
-		ssize_t count = room ? recv(both->port, room, bytes_left(&both->out) < PIECE ? bytes_left(&both->out) : PIECE, 0)
-				     : -1;
+		size_t size = bytes_left(&both->out) < PIECE ? bytes_left(&both->out) : PIECE;
+		uint8_t *room = size ? bytes_room(&both->out, size) : NULL;
+		ssize_t count = room ? recv(both->port, room, size, 0) : -1;
 		bool moved = count > 0;
 
 		if (!count || (room && count < 0 && errno != EAGAIN && errno != EINTR)) {
@@ -124,45 +121,52 @@ static enum outcome to_lender(struct both *both, const char **why)
 			meter_sent(&both->meter, room, (size_t)count);
 			bytes_added(&both->out, (size_t)count);
 		}
-		while (bytes_used(&both->out)) {
-			count = tls_write(&both->tls, bytes_front(&both->out), bytes_used(&both->out), why);
-			if (count < 0)
-				return LENDER_ENDED;
-			if (!count)
-				return GOES_ON;
-			bytes_take(&both->out, (size_t)count);
-		}
-		if (!moved)
+		count = tls_write(&both->tls, bytes_front(&both->out), bytes_used(&both->out), why);
+		if (count < 0)
+			return LENDER_ENDED;
+		bytes_take(&both->out, (size_t)count);
+		if (!moved || bytes_used(&both->out))
 			return GOES_ON;
+	}
+}
+
+/* Take from the lender what there is, as far as there is room for it; returns how much, or -1. */
+static ssize_t take_lender(struct both *both, const char **why)
+{
+	size_t taken = 0;
+
+	for (;;) {
+		size_t size = bytes_left(&both->in) < RECORD ? bytes_left(&both->in) : RECORD;
+		uint8_t *room = size && taken < PIECE ? bytes_room(&both->in, size) : NULL;
+		ssize_t count = room ? tls_read(&both->tls, room, size, why) : 0;
+
+		if (count <= 0)
+			return count < 0 ? -1 : (ssize_t)taken;
+		meter_came(&both->meter, room, (size_t)count);
+		bytes_added(&both->in, (size_t)count);
+		taken += (size_t)count;
 	}
 }
 
 static enum outcome to_port(struct both *both, const char **why)
 {
-	for (;;) {
-		size_t size = bytes_left(&both->in) < PIECE ? bytes_left(&both->in) : PIECE;
-		uint8_t *room = size ? bytes_room(&both->in, size) : NULL;
-		ssize_t count = room ? tls_read(&both->tls, room, size, why) : 0;
-		bool moved = count > 0;
+	ssize_t moved;
 
-		if (count < 0)
-			return LENDER_ENDED;
-		if (moved)
-			meter_came(&both->meter, room, (size_t)count);
-		bytes_added(&both->in, (size_t)count);
+	do {
+		moved = take_lender(both, why);
 		while (bytes_used(&both->in)) {
-			count = send(both->port, bytes_front(&both->in), bytes_used(&both->in), MSG_NOSIGNAL);
+			ssize_t count = send(both->port, bytes_front(&both->in), bytes_used(&both->in), MSG_NOSIGNAL);
+
 			if (count < 0 && (errno == EAGAIN || errno == EINTR))
-				return GOES_ON;
+				return moved < 0 ? LENDER_ENDED : GOES_ON;
 			if (count < 0) {
 				*why = strerror(errno);
 				return PORT_ENDED;
 			}
 			bytes_take(&both->in, (size_t)count);
 		}
-		if (!moved)
-			return GOES_ON;
-	}
+	} while (moved > 0);
+	return moved < 0 ? LENDER_ENDED : GOES_ON;
 }
 
 static int carry(struct both *both)
@@ -173,7 +177,8 @@ static int carry(struct both *both)
 	for (;;) {
 		struct pollfd wait[2] = {
 			{.fd = both->lender,
-			 .events = (short)((bytes_left(&both->in) ? POLLIN : 0) | (bytes_used(&both->out) ? POLLOUT : 0))},
+			 .events = (short)((bytes_left(&both->in) ? POLLIN : 0) |
+					   (bytes_used(&both->out) || tls_wants_write(&both->tls) ? POLLOUT : 0))},
 			{.fd = both->port,
 			 .events = (short)((bytes_left(&both->out) ? POLLIN : 0) | (bytes_used(&both->in) ? POLLOUT : 0))},
 		};
@@ -224,7 +229,8 @@ int pump_run(const struct pump *pump, const struct key *key)
 		meter_close(&both.meter);
 		close(both.port);
 	}
-	gnutls_bye(both.tls.session, GNUTLS_SHUT_WR);
+	if (both.tls.ready && gnutls_bye(both.tls.session, GNUTLS_SHUT_WR) == GNUTLS_E_SUCCESS)
+		tls_flush(&both.tls, &why);
 	tls_close(&both.tls);
 	close(both.lender);
 	bytes_free(&both.out);

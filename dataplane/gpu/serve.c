@@ -108,23 +108,44 @@ static void arrived(struct mux *mux, unsigned number)
 		end_stream(server, number);
 }
 
-static const struct mux_user user = {.opened = opened, .arrived = arrived, .gone = gone};
+static size_t give(struct mux *mux, unsigned number, const uint8_t *data, size_t size)
+{
+	struct server *server = server_of(mux);
+	size_t done = 0;
+
+	while (done < size) {
+		ssize_t count = send(server->streams[number].fd, data + done, size - done, MSG_NOSIGNAL);
+
+		if (count < 0 && errno == EINTR)
+			continue;
+		if (count < 0 && errno != EAGAIN)
+			end_stream(server, number);
+		if (count < 0)
+			break;
+		done += (size_t)count;
+	}
+	return done;
+}
+
+static const struct mux_user user = {.opened = opened, .give = give, .arrived = arrived, .gone = gone};
 
 static void read_stream(struct server *server, unsigned number)
 {
-	static uint8_t buffer[FRAME_MAX];
-	uint32_t room;
-	ssize_t count;
+	uint32_t most;
 
-	for (int round = 0; round < ROUNDS && (room = mux_may_send(&server->mux, number)); round++) {
-		count = recv(server->streams[number].fd, buffer, room, 0);
+	for (int round = 0; round < ROUNDS && (most = mux_may_send(&server->mux, number)); round++) {
+		uint8_t *room = mux_room(&server->mux, most);
+		ssize_t count = room ? recv(server->streams[number].fd, room, most, 0) : 0;
+
 		if (count < 0 && (errno == EAGAIN || errno == EINTR))
 			return;
 		if (count <= 0) {
 			end_stream(server, number);
 			return;
 		}
-		mux_send(&server->mux, number, buffer, (uint32_t)count);
+		mux_sent(&server->mux, number, (uint32_t)count);
+		if ((uint32_t)count < most)
+			return;
 	}
 }
 
@@ -184,17 +205,29 @@ static void greet(struct server *server, struct link *link)
 static bool flush(struct server *server, const char **why)
 {
 	struct bytes *out = &server->mux.out;
-	ssize_t count;
+	ssize_t count = tls_write(&server->current->tls, bytes_front(out), bytes_used(out), why);
 
-	while (bytes_used(out)) {
-		count = tls_write(&server->current->tls, bytes_front(out), bytes_used(out), why);
-		if (count < 0)
-			return false;
-		if (!count)
-			return true;
+	if (count > 0)
 		bytes_take(out, (size_t)count);
+	return count >= 0;
+}
+
+/* Take what has come, as far as there is room; returns whether there was something. */
+static bool take(struct server *server, const char **why)
+{
+	struct bytes *in = &server->mux.in;
+	bool moved = false;
+
+	for (;;) {
+		size_t size = bytes_left(in) < RECORD ? bytes_left(in) : RECORD;
+		uint8_t *room = size ? bytes_room(in, size) : NULL;
+		ssize_t count = room ? tls_read(&server->current->tls, room, size, why) : 0;
+
+		if (count <= 0)
+			return moved;
+		bytes_added(in, (size_t)count);
+		moved = true;
 	}
-	return true;
 }
 
 /* Do for the borrower what can be done now. Bytes that GnuTLS has taken in already raise no event of their own. */
@@ -202,26 +235,18 @@ static void progress(struct server *server)
 {
 	struct mux *mux = &server->mux;
 	const char *why = NULL;
-	ssize_t count = 1;
-	uint8_t *room;
+	bool more = server->current;
 
-	if (!server->current)
-		return;
-	while (count > 0) {
-		size_t size = bytes_left(&mux->in) < FRAME_MAX ? bytes_left(&mux->in) : FRAME_MAX;
-
-		room = size ? bytes_room(&mux->in, size) : NULL;
-		count = room ? tls_read(&server->current->tls, room, size, &why) : 0;
-		if (count > 0)
-			bytes_added(&mux->in, (size_t)count);
+	while (more) {
+		more = take(server, &why);
 		if (!mux_understand(mux)) {
 			server->refused++;
 			fprintf(stderr, "vmcoal-gpu: refused what came (%llu)\n", (unsigned long long)server->refused);
 			why = mux->why;
-			break;
+		} else if (!why) {
+			flush(server, &why);
 		}
-		if (!flush(server, &why))
-			break;
+		more = more && !why;
 	}
 	if (why)
 		close_link(server, server->current, why);
@@ -242,7 +267,7 @@ static void watch_all(struct server *server)
 			continue;
 		}
 		if (link == server->current) {
-			if (bytes_used(&server->mux.out))
+			if (bytes_used(&server->mux.out) || tls_wants_write(&link->tls))
 				events |= EPOLLOUT;
 			if (!bytes_left(&server->mux.in))
 				events &= ~(uint32_t)EPOLLIN;

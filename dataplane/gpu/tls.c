@@ -73,9 +73,77 @@ static bool give_key(struct tls *tls, const struct key *key)
 	return gnutls_credentials_set(tls->session, GNUTLS_CRD_PSK, tls->credentials) >= 0;
 }
 
+static bool again(ssize_t result)
+{
+	return result == GNUTLS_E_AGAIN || result == GNUTLS_E_INTERRUPTED;
+}
+
+/* The wire. GnuTLS gives and takes bytes here, and they are sent and received many records at a time. */
+
+static ssize_t push(gnutls_transport_ptr_t ptr, const giovec_t *pieces, int count)
+{
+	struct tls *tls = ptr;
+	size_t size = 0;
+	uint8_t *room;
+
+	for (int i = 0; i < count; i++)
+		size += pieces[i].iov_len;
+	room = bytes_room(&tls->out, size);
+	if (!room) {
+		gnutls_transport_set_errno(tls->session, EAGAIN);
+		return -1;
+	}
+	for (int i = 0; i < count; i++) {
+		memcpy(room, pieces[i].iov_base, pieces[i].iov_len);
+		room += pieces[i].iov_len;
+	}
+	bytes_added(&tls->out, size);
+	return (ssize_t)size;
+}
+
+static ssize_t pull(gnutls_transport_ptr_t ptr, void *data, size_t size)
+{
+	struct tls *tls = ptr;
+	size_t used = bytes_used(&tls->in);
+
+	if (!used) {
+		uint8_t *room = bytes_room(&tls->in, WIRE);
+		ssize_t count = room ? recv(tls->fd, room, WIRE, 0) : -1;
+
+		if (count <= 0) {
+			gnutls_transport_set_errno(tls->session, room ? errno : ENOMEM);
+			return count;
+		}
+		bytes_added(&tls->in, (size_t)count);
+		used = (size_t)count;
+	}
+	size = size < used ? size : used;
+	memcpy(data, bytes_front(&tls->in), size);
+	bytes_take(&tls->in, size);
+	return (ssize_t)size;
+}
+
+bool tls_flush(struct tls *tls, const char **why)
+{
+	while (bytes_used(&tls->out)) {
+		ssize_t count = send(tls->fd, bytes_front(&tls->out), bytes_used(&tls->out), MSG_NOSIGNAL);
+
+		if (count < 0 && (errno == EAGAIN || errno == EINTR))
+			return true;
+		if (count < 0) {
+			*why = strerror(errno);
+			return false;
+		}
+		bytes_take(&tls->out, (size_t)count);
+	}
+	return true;
+}
+
 bool tls_open(struct tls *tls, int fd, bool server, const struct key *key)
 {
-	*tls = (struct tls){.server = server};
+	*tls = (struct tls){.server = server, .fd = fd};
+	bytes_init(&tls->out, WIRE);
+	bytes_init(&tls->in, WIRE);
 	if (gnutls_init(&tls->session, (server ? GNUTLS_SERVER : GNUTLS_CLIENT) | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL) < 0)
 		return false;
 	gnutls_session_set_ptr(tls->session, (void *)key);
@@ -83,7 +151,9 @@ bool tls_open(struct tls *tls, int fd, bool server, const struct key *key)
 		tls_close(tls);
 		return false;
 	}
-	gnutls_transport_set_int(tls->session, fd);
+	gnutls_transport_set_ptr(tls->session, tls);
+	gnutls_transport_set_vec_push_function(tls->session, push);
+	gnutls_transport_set_pull_function(tls->session, pull);
 	gnutls_handshake_set_timeout(tls->session, GNUTLS_INDEFINITE_TIMEOUT); /* whoever calls has a deadline */
 	return true;
 }
@@ -96,23 +166,26 @@ void tls_close(struct tls *tls)
 		gnutls_psk_free_server_credentials(tls->credentials);
 	else if (tls->credentials)
 		gnutls_psk_free_client_credentials(tls->credentials);
+	bytes_free(&tls->out);
+	bytes_free(&tls->in);
 	*tls = (struct tls){.session = NULL};
 }
 
 bool tls_wants_write(const struct tls *tls)
 {
-	return !tls->ready && gnutls_record_get_direction(tls->session) == 1;
-}
-
-static bool again(ssize_t result)
-{
-	return result == GNUTLS_E_AGAIN || result == GNUTLS_E_INTERRUPTED;
+	return bytes_used(&tls->out);
 }
 
 int tls_handshake(struct tls *tls, const char **why)
 {
 	int result = gnutls_handshake(tls->session);
+	const char *unsent;
 
+	/* What it has to say of a failure too. */
+	if (!tls_flush(tls, &unsent) && (result == GNUTLS_E_SUCCESS || again(result))) {
+		*why = unsent;
+		return -1;
+	}
 	if (result == GNUTLS_E_SUCCESS) {
 		tls->ready = true;
 		return 1;
@@ -138,19 +211,27 @@ ssize_t tls_read(struct tls *tls, void *data, size_t size, const char **why)
 
 ssize_t tls_write(struct tls *tls, const void *data, size_t size, const char **why)
 {
-	ssize_t count = gnutls_record_send(tls->session, data, tls->unsent ? tls->unsent : size);
+	enum { RECORD_MAX = RECORD + 1024 }; /* RFC 8446, 5.2: 256 bytes more at most, and a header */
+	size_t taken = 0;
 
-	if (count >= 0) {
-		tls->unsent = 0;
-		return count;
+	while (taken < size) {
+		size_t piece = size - taken < RECORD ? size - taken : RECORD;
+		ssize_t count;
+
+		if (bytes_left(&tls->out) < RECORD_MAX && !tls_flush(tls, why))
+			return -1;
+		if (bytes_left(&tls->out) < RECORD_MAX)
+			break;
+		count = gnutls_record_send(tls->session, (const uint8_t *)data + taken, piece);
+		if (count < 0 && !again(count)) {
+			*why = gnutls_strerror((int)count);
+			return -1;
+		}
+		if (count < 0)
+			break;
+		taken += (size_t)count;
 	}
-	if (again(count)) {
-		if (!tls->unsent)
-			tls->unsent = size;
-		return 0;
-	}
-	*why = gnutls_strerror((int)count);
-	return -1;
+	return tls_flush(tls, why) ? (ssize_t)taken : -1;
 }
 
 bool tune_socket(int fd, int seconds)

@@ -7,12 +7,21 @@
 static struct mux mux;
 static unsigned opened_last, arrived_last, gone_last, gone_count;
 static bool take_streams = true;
+static size_t takes; /* what a service takes at once */
 
 static bool opened(struct mux *which, unsigned number)
 {
 	(void)which;
 	opened_last = number;
 	return take_streams;
+}
+
+static size_t give_service(struct mux *which, unsigned number, const uint8_t *data, size_t size)
+{
+	(void)which;
+	(void)number;
+	(void)data;
+	return size < takes ? size : takes;
 }
 
 static void arrived(struct mux *which, unsigned number)
@@ -28,7 +37,7 @@ static void gone(struct mux *which, unsigned number)
 	gone_count++;
 }
 
-static const struct mux_user user = {opened, arrived, gone};
+static const struct mux_user user = {opened, give_service, arrived, gone};
 
 static bool give(enum frame_type type, unsigned stream, const void *payload, uint32_t length)
 {
@@ -38,6 +47,15 @@ static bool give(enum frame_type type, unsigned stream, const void *payload, uin
 	CHECK(bytes_add(&mux.in, header, sizeof header));
 	CHECK(!length || bytes_add(&mux.in, payload, length));
 	return mux_understand(&mux);
+}
+
+static void send_data(unsigned stream, const void *data, uint32_t count)
+{
+	uint8_t *room = mux_room(&mux, count);
+
+	CHECK(room != NULL);
+	memcpy(room, data, count);
+	mux_sent(&mux, stream, count);
 }
 
 static struct frame answer(void)
@@ -72,7 +90,7 @@ static void a_stream_lives_until_both_have_ended_it(void)
 	CHECK(give(FRAME_DATA, 7, "call", 4));
 	CHECK(arrived_last == 7 && bytes_used(&mux.streams[7].arrived) == 4);
 	CHECK(mux_taken(&mux, 7, 4));
-	mux_send(&mux, 7, "reply", 5);
+	send_data(7, "reply", 5);
 	CHECK(answer().length == 5);
 	CHECK(mux_end(&mux, 7));
 	CHECK(answer().type == FRAME_CLOSE && mux.streams[7].open);
@@ -107,7 +125,7 @@ static void no_more_is_sent_than_the_guest_takes(void)
 	begin();
 	CHECK(give(FRAME_OPEN, 1, "\0", 1));
 	while ((count = mux_may_send(&mux, 1))) {
-		mux_send(&mux, 1, piece, count);
+		send_data(1, piece, count);
 		sent += count;
 		bytes_clear(&mux.out);
 	}
@@ -116,6 +134,22 @@ static void no_more_is_sent_than_the_guest_takes(void)
 	CHECK(mux_may_send(&mux, 1) == 256);
 	CHECK(!give(FRAME_CREDIT, 1, "\0\0\20\0", 4));
 	CHECK_TEXT(mux.why, "it took more than it was sent");
+}
+
+static void data_is_passed_on_before_its_frame_has_come(void)
+{
+	uint8_t header[FRAME_HEADER];
+
+	begin();
+	CHECK(give(FRAME_OPEN, 1, "\0", 1));
+	takes = 3;
+	frame_header(header, FRAME_DATA, 1, 8);
+	CHECK(bytes_add(&mux.in, header, sizeof header) && bytes_add(&mux.in, "abcd", 4) && mux_understand(&mux));
+	CHECK(!bytes_used(&mux.in) && bytes_used(&mux.streams[1].arrived) == 1 && arrived_last == 1);
+	CHECK(bytes_add(&mux.in, "efgh", 4) && mux_understand(&mux));
+	CHECK(!memcmp(bytes_front(&mux.streams[1].arrived), "defgh", 5)); /* in order: nothing overtakes what waits */
+	CHECK(mux_taken(&mux, 1, 5) && mux.streams[1].taken == 8);
+	takes = 0;
 }
 
 static void a_guest_that_does_not_read_is_not_read(void)
@@ -174,6 +208,7 @@ int main(void)
 	a_stream_lives_until_both_have_ended_it();
 	what_is_taken_gives_credit_back();
 	no_more_is_sent_than_the_guest_takes();
+	data_is_passed_on_before_its_frame_has_come();
 	a_guest_that_does_not_read_is_not_read();
 	a_hello_ends_what_was_there();
 	what_breaks_the_protocol_is_refused();

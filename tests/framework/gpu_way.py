@@ -13,20 +13,20 @@ from vmcoal.holding.binaries import find_binary
 from vmcoal.model.gpu import GpuServer
 
 RELAY = """
-import os, socket, sys, time
+import os, select, socket, sys
 sys.path.insert(0, sys.argv[1])
 import vmcoal_gpu as relay
 listener = socket.socket(fileno=int(sys.argv[2]))
 fd = listener.accept()[0].detach()
 os.set_blocking(fd, False)
-relay.LIBRARY, relay.CUDA_LIBRARY = sys.argv[3:5]
+relay.CARRIER, relay.LIBRARY, relay.CUDA_LIBRARY = sys.argv[3:6]
 relay.LDCONFIG = relay.CUDA_LINKS = relay.LIBRARIES = ()  # the machine's own cache and this checkout are not touched
-services = tuple(map(int, sys.argv[5].split(",")))
+services = tuple(map(int, sys.argv[6].split(",")))
 carrier = relay.Relay(fd, relay.listen("gpu-test", services))
-carrier.greet(time.monotonic() + 20)
+carrier.greet(20)
 relay.show("gpu-test", services)
 print("ready", flush=True)
-carrier.run(lambda: False)
+carrier.run(os.pipe()[0])
 carrier.close()
 relay.hide("gpu-test")
 print("ended:", carrier.why, flush=True)
@@ -53,6 +53,7 @@ class Way:
                 *("unshare", "-m", "sh", "-c"),
                 'for place in /run /etc/OpenCL /etc/ld.so.conf.d; do mount -t tmpfs t $place || exit; done; exec "$@"',
                 *("sh", sys.executable, "-B", "-c", RELAY, str(guest_files()), str(self.listener.fileno())),
+                str(find_binary("vmcoal-gpu-relay")),
                 str(find_binary("libvmcoal-pocl.so")),
                 str(find_binary("libvmcoal-cuda.so")),
                 services,

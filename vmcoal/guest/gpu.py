@@ -21,9 +21,9 @@ from vmcoal.model.gpu import GpuDevice
 from vmcoal.model.guest import CommandInput, GuestCommand
 
 FOLDER = "/var/lib/vmcoal/gpu"
-"""Where the client and the relay are in the guest; /run may forbid to execute."""
+"""Where the clients and the relay are in the guest; /run may forbid to execute."""
 
-LIBRARY, CUDA_LIBRARY, RELAY = "libvmcoal-pocl.so", "libvmcoal-cuda.so", "vmcoal_gpu.py"
+LIBRARY, CUDA_LIBRARY, CARRIER, RELAY = "libvmcoal-pocl.so", "libvmcoal-cuda.so", "vmcoal-gpu-relay", "vmcoal_gpu.py"
 
 _OUTPUT_MAX = 64 * 1024
 # Each file is renamed into place: programs of another attached GPU may have the old one mapped.
@@ -65,8 +65,8 @@ class _Answer(msgspec.Struct):
 def missing() -> str | None:
     """Return why this host has no client libraries to give to guests, or ``None``."""
     try:
-        find_binary(LIBRARY)
-        find_binary(CUDA_LIBRARY)
+        for name in (LIBRARY, CUDA_LIBRARY, CARRIER):
+            find_binary(name)
     except PrerequisiteError as error:
         return error.message
     return None
@@ -77,7 +77,7 @@ def bundle() -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz", compresslevel=6) as archive:
         archive.add(guest_files() / RELAY, RELAY, recursive=False)
-        for name in (LIBRARY, CUDA_LIBRARY):
+        for name in (LIBRARY, CUDA_LIBRARY, CARRIER):
             archive.add(find_binary(name), name, recursive=False)
     return out.getvalue()
 
