@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,12 @@ def all_given_back(made: Scene) -> None:
     assert made.open_operations() == []
 
 
+def files(made: Scene) -> list[str]:
+    """Return everything in the folders of the VM and its lender; mounts whose process is gone cannot be entered."""
+    found = [os.path.join(folder, name) for folder, _, names in os.walk(made.home) for name in names]  # noqa: PTH118
+    return sorted(name for name in found if not name.endswith(("-wal", "-shm")))
+
+
 def test_qemu_is_killed(plugged: tuple[Scene, str]) -> None:
     made, _ = plugged
     kill(made.status().qemu_pid or 0)
@@ -56,13 +63,39 @@ def test_the_holder_is_killed(plugged: tuple[Scene, str]) -> None:
 
 
 def test_the_holder_and_the_controller_are_killed(plugged: tuple[Scene, str]) -> None:
+    made, lease = plugged
+    status = made.status()
+    kill(status.controller_pid or 0)
+    kill(status.holder_pid or 0)
+    until(lambda: not made.pids("qemu-system") + made.pids("vmcoal.controller"), "the end of its processes")
+    left = files(made)
+    status = made.status()
+    assert status.state == "failed"
+    assert status.degraded == (
+        "its processes were killed; left behind: 128 MiB of attic; "
+        "next: vmcoal shutdown still gives it back, and so does vmcoal boot still",
+    )
+    error = made.run("attach", "still", "--memory", "128M", code=3).err
+    assert "VM still does not run: its processes were killed" in error
+    assert "left: 128 MiB of attic" in error
+    assert f"give lease {lease} back" in made.run("shutdown", "still", "--dry-run").out
+    assert [each.id for each in made.lender("attic").leases] == [lease], "nobody asked for it"
+    assert files(made) == left
+    assert "VM still had been killed already; 1 lease given back" in made.run("shutdown", "still").out
+    all_given_back(made)
+    assert made.status().degraded == ()
+    assert "VM still does not run" in made.run("shutdown", "still", code=3).err
+
+
+@pytest.mark.parametrize("plugged", ["pager"], indirect=True)
+def test_delete_gives_back_what_a_killed_vm_had(plugged: tuple[Scene, str]) -> None:
     made, _ = plugged
     status = made.status()
     kill(status.controller_pid or 0)
     kill(status.holder_pid or 0)
-    assert made.status().state == "failed"
-    all_given_back(made)
     made.run("delete", "still", "--yes")
+    until(lambda: made.lender("attic").leases == (), "the lease being given back")
+    assert list(made.shm.iterdir()) == []
 
 
 @pytest.mark.parametrize("plugged", ["fuse"], indirect=True)

@@ -255,7 +255,7 @@ class FakeSession:
         server = MemoryServer(port=10809, export="e", psk_identity="i", psk="00") if entry.port else None
         return Granted(id=1, lease=self._lender.lies("request", entry.lease), memory=server)
 
-    async def report(self, lease: str, epoch: int, event: str) -> Lease:
+    async def report(self, lease: str, epoch: int, event: str, *, deadline: float = 10.0) -> Lease:
         await self._call(f"report {event}")
         return self._lender.lies("report", self._lender.book.report(time.monotonic(), lease, epoch, "me", event).lease)
 
@@ -265,12 +265,12 @@ class FakeSession:
         server = MemoryServer(port=entry.port, export="e", psk_identity="i", psk="00") if entry.port else None
         return Granted(id=1, lease=entry.lease, memory=server)
 
-    async def resize(self, lease: str, epoch: int, committed: int) -> Lease:
+    async def resize(self, lease: str, epoch: int, committed: int, *, deadline: float = 10.0) -> Lease:
         await self._call("resize")
         now = time.monotonic()
         return self._lender.lies("resize", self._lender.book.resize(now, lease, epoch, "me", committed).lease)
 
-    async def release(self, lease: str, epoch: int) -> Lease:
+    async def release(self, lease: str, epoch: int, *, deadline: float = 10.0) -> Lease:
         await self._call("release")
         entry = self._lender.book.release(time.monotonic(), lease, epoch, "me")
         self._lender.book.reclaimed(lease)

@@ -217,6 +217,7 @@ def test_a_guest_that_pins_its_pages_keeps_the_memory(attached: tuple[Scene, str
         done = shed.run("detach", shed.vm, "--deadline", "12s", code=None)
         assert done.code in (6, 8), done.err
         assert "hint:" in done.err
+        until(lambda: shed.status().operation is None, "the detach being undone", 60)
         (memory,) = shed.status().attachments[0].memory
         assert (memory.lease, memory.state, memory.lease_state) == (lease, "attached", "active")
         assert {each.node: each.memory_online for each in shed.status().nodes}[node] == 256 * MIB
@@ -236,6 +237,7 @@ def test_an_agent_that_hangs_is_given_up(attached: tuple[Scene, str, int]) -> No
     assert done.code in (7, 8), done.err
     assert "hint:" in done.err
     assert time.monotonic() - began < 30
+    until(lambda: shed.status().operation is None, "the detach being undone", 60)
     assert [each.lease for each in shed.status().attachments[0].memory] == [lease]
     until(lambda: shed.status().agent == "vmcoal" and not shed.status().degraded, "the agent being back", 60)
     assert shed.open_operations() == []

@@ -21,6 +21,7 @@ from vmcoal.cli.app import Command, Group, app
 from vmcoal.cli.catalog import COMMANDS
 from vmcoal.control.wire import API, Call, Output, Progress
 from vmcoal.controller.api import AttachResult, DetachResult, ExecResult, MoveResult, ShutdownResult, Tuning
+from vmcoal.controller.leftovers import Leftovers
 from vmcoal.model.activity import PagingActivity, StoreActivity
 from vmcoal.model.attachment import (
     AttachedCpu,
@@ -524,14 +525,16 @@ def test_delete() -> None:
 
 
 def test_delete_takes_nothing_away_before_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleaned: list[str] = []
+    cleaned: list[Leftovers] = []
+    left = Leftovers("web", True, ())
     monkeypatch.setattr("vmcoal.cli.lifecycle.clean", cleaned.append)
+    monkeypatch.setattr("vmcoal.cli.lifecycle.left_behind", lambda name: left)
     make_vm("web")
     assert vmcoal("delete", "web").code == 2
     assert vmcoal("delete", "web", "--dry-run").code == 0
     assert cleaned == []
     assert vmcoal("delete", "web", "--yes").code == 0
-    assert cleaned == ["web"]
+    assert cleaned == [left]
 
 
 def test_logs(web: layout.VmFolders) -> None:

@@ -399,6 +399,33 @@ async def test_force_gives_the_lease_back_and_says_what_is_lost(world: FakeVm) -
     assert [loan.state for loan in vm.book] == [AttachmentState.DEGRADED]
 
 
+@pytest.mark.parametrize("force", [False, True], ids=["asked", "forced"])
+async def test_a_guest_that_hangs_does_not_hold_a_detach_up(
+    world: FakeVm, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    monkeypatch.setattr("vmcoal.controller.transaction.GRACE", 0.01)
+    vm = world.controller()
+    await attached(world, vm, msgspec.structs.replace(BOTH, cpus=0))
+    assert vm.agent is not None
+    vm.agent.silent.add("memory_set")  # type: ignore[attr-defined]
+    request = msgspec.structs.replace(ALL, deadline=0.3, force=force)
+    if force:  # what was not undone is not undone any more
+        assert any("are lost" in note for note in (await detached(world, vm, request)).notes)
+        assert vm.operation is None
+        assert [loan.state for loan in vm.book] == [AttachmentState.DEGRADED]
+        assert vm.journal.open_operations() == []
+        return
+    with pytest.raises(DeadlineError, match="within 300 ms, it was at: drain 256 MiB") as caught:
+        await detach(vm, request, world.report)
+    assert "not undone yet: offline-memory" in (caught.value.left or "")
+    assert vm.operation == "undo of detach"
+    vm.agent.silent.clear()  # type: ignore[attr-defined]
+    vm.agent.lose()  # type: ignore[attr-defined]
+    async with vm.turn("something else"):
+        assert [loan.state for loan in vm.book] == [AttachmentState.ATTACHED]
+        assert vm.operation == "something else"
+
+
 async def test_a_lender_that_is_gone_does_not_hold_up_a_detach(world: FakeVm) -> None:
     vm = world.controller()
     await attached(world, vm)

@@ -12,7 +12,8 @@ from framework.fake_pci import GPU_BARS
 from framework.fake_vm import FakeVm, Killed, fake_vm
 from vmcoal.controller.api import AttachResult, DetachResult
 from vmcoal.controller.attach import attach
-from vmcoal.controller.detach import detach, give_back
+from vmcoal.controller.detach import detach
+from vmcoal.controller.give_back import give_back
 from vmcoal.controller.lifecycle import clean_up
 from vmcoal.controller.reconcile import reconcile
 from vmcoal.controller.vm import Vm
@@ -178,7 +179,8 @@ async def test_what_cannot_be_given_back_is_remembered(world: FakeVm, monkeypatc
     world.qemu.devices.clear()
     world.fuse.arm(1, kill=False)
     monkeypatch.setattr("vmcoal.controller.lifecycle.sweep", _nothing)
-    assert await clean_up(vm) == []
+    released, notes = await clean_up(vm)
+    assert (released, len(notes)) == ([], 1)
     (loan,) = vm.book
     assert loan.state is AttachmentState.DEGRADED
     assert loan.problem == f"{GPU} could not be given back to this host: broken at write driver_override"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vmcoal.controller.journal import Journal
-from vmcoal.controller.transaction import Transaction, transaction
+from vmcoal.controller.transaction import Transaction, Undoing, transaction
 from vmcoal.errors import DeadlineError, InternalError, RefusedError, UnreachableError
 
 pytestmark = pytest.mark.unit
@@ -32,6 +32,7 @@ class World:
         self.refuses: set[str] = set()
         self.breaks: dict[str, Exception] = {}
         self.told: list[tuple[int, int, str]] = []
+        self.waits: dict[str, asyncio.Event] = {}
 
     def undos(self) -> dict[str, Any]:
         async def undo(data: dict[str, Any]) -> None:
@@ -39,6 +40,8 @@ class World:
                 raise UnreachableError("gone")
             if data["what"] in self.breaks:
                 raise self.breaks[data["what"]]
+            if data["what"] in self.waits:
+                await self.waits[data["what"]].wait()
             self.undone.append(data["what"])
 
         return {"a": undo, "b": undo, "c": undo}
@@ -171,3 +174,63 @@ async def test_branches_speak_for_themselves(journal: Journal) -> None:
                 await asyncio.Event().wait()
     assert told == [(1, "first", None), (2, "slow", None), (3, "fast", None), (3, "fast", 0.2)]
     assert world.undone == ["a", "b"]
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> World:
+    """What has begun takes long to be undone."""
+    monkeypatch.setattr("vmcoal.controller.transaction.GRACE", 0.01)
+    world = World()
+    world.waits["b"] = asyncio.Event()
+    return world
+
+
+async def give_in(journal: Journal, world: World, undoing: Undoing) -> str:
+    """Let a transaction run out of time; return what it says is left."""
+    with pytest.raises(DeadlineError) as caught:
+        async with transaction(
+            journal, world.undos(), "detach", {}, steps=2, deadline=0.01, report=world.report, undoing=undoing
+        ) as trans:
+            await world.do(trans, "abc")
+            await asyncio.Event().wait()
+    return caught.value.left or ""
+
+
+async def test_an_undo_that_takes_long_does_not_hold_the_error_up(journal: Journal, slow: World) -> None:
+    undoing = Undoing(journal)
+    left = await give_in(journal, slow, undoing)
+    assert left == "not undone yet: b, a; that goes on, and the next command waits for it"
+    assert (slow.undone, undoing.text) == (["c"], "undo of detach")
+    slow.waits["b"].set()
+    await undoing.over()
+    assert (slow.undone, undoing.text) == (["c", "b", "a"], None)
+    assert journal.open_operations() == []
+    assert [event["name"] for event in journal.history(1)] == ["undone"]
+
+
+async def test_an_undo_that_is_stopped_is_left_to_the_next_controller(journal: Journal, slow: World) -> None:
+    undoing = Undoing(journal)
+    await give_in(journal, slow, undoing)
+    await undoing.stop()
+    (operation,) = journal.open_operations()
+    assert [step.name for step in operation.steps] == ["a", "b"]
+
+
+async def test_an_undo_that_is_given_up_is_over(journal: Journal, slow: World) -> None:
+    undoing = Undoing(journal)
+    await give_in(journal, slow, undoing)
+    await undoing.give_up()
+    assert (slow.undone, undoing.text) == (["c"], None)
+    assert journal.open_operations() == []
+
+
+async def test_what_is_undone_in_time_is_undone_before_the_error(journal: Journal) -> None:
+    world = World()
+    undoing = Undoing(journal)
+    with pytest.raises(RefusedError) as caught:
+        async with transaction(
+            journal, world.undos(), "detach", {}, steps=2, deadline=60.0, report=world.report, undoing=undoing
+        ) as trans:
+            await world.do(trans, "ab")
+            raise RefusedError("no")
+    assert (caught.value.left, world.undone, undoing.text) == (None, ["b", "a"], None)

@@ -19,7 +19,7 @@ from vmcoal.cli.app import Command
 from vmcoal.cli.output import note
 from vmcoal.cli.params import SECONDS, resolve_vm, vm_argument
 from vmcoal.cli.terminal import raw_terminal, terminal_size
-from vmcoal.cli.vm import status_of, vm_call
+from vmcoal.cli.vm import not_running, status_of, vm_call
 from vmcoal.control.client import connect
 from vmcoal.control.wire import Output
 from vmcoal.controller.api import ExecRequest, ExecResult
@@ -183,7 +183,10 @@ def ssh(ctx: click.Context, vm: str | None, user: str) -> None:
     """
     name = resolve_vm(vm)
     folders = layout.vm_folders(name)
-    port = status_of(name).ssh_port
+    status = status_of(name)
+    if status.state in ("stopped", "failed"):
+        raise not_running(name)
+    port = status.ssh_port
     if port is None:
         raise RefusedError(f"VM {name} forwards no SSH port", hint=f"vmcoal shell {name} needs no network")
     if not folders.ssh_key.exists():

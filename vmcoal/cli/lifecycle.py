@@ -23,9 +23,9 @@ from vmcoal.cli.params import (
     vm_argument,
     yes_option,
 )
-from vmcoal.cli.vm import clean, holder_lives, vm_steps
+from vmcoal.cli.vm import clean, controller_lives, holder_lives, left_behind, vm_steps
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
-from vmcoal.errors import ConflictError, NotFoundError, UsageError
+from vmcoal.errors import ConflictError, NotFoundError, UsageError, VmcoalError
 from vmcoal.model.attachment import Plan
 
 _LOGS = ("console", "qemu", "controller", "qmp", "pager")
@@ -45,17 +45,25 @@ _LOGS = ("console", "qemu", "controller", "qmp", "pager")
 @dry_run_option
 @output_option
 def shutdown(vm: str | None, force: bool, deadline: float, dry_run: bool, form: str) -> None:
-    """Power a VM off and give everything it borrowed back."""
+    """Power a VM off and give everything it borrowed back; also what one left whose processes were killed."""
     name = resolve_vm(vm)
     request = ShutdownRequest(deadline=deadline, force=force, dry_run=dry_run)
+    left = None if holder_lives(name) or controller_lives(name) else left_behind(name)
     if dry_run:
-        print_plan(vm_steps(name, "shutdown", request, result=Plan), form)
+        print_plan(left.plan() if left else vm_steps(name, "shutdown", request, result=Plan), form)
         return
-    result = vm_steps(name, "shutdown", request, result=ShutdownResult)
+    result = clean(left) if left else vm_steps(name, "shutdown", request, result=ShutdownResult)
+    for text in result.notes:
+        note(f"note: {text}")
     if form == "json":
         print_json(result)
         return
-    how = {"guest": "powered itself off", "agent": "was powered off by its agent", "forced": "was ended by force"}
+    how = {
+        "guest": "powered itself off",
+        "agent": "was powered off by its agent",
+        "forced": "was ended by force",
+        "killed": "had been killed already",
+    }
     gave = f"; {counted(len(result.released), 'lease')} given back" if result.released else ""
     click.echo(f"VM {name} {how.get(result.how, result.how)}{gave}")
 
@@ -74,7 +82,11 @@ def delete(vm: str, yes: bool, dry_run: bool) -> None:
     disk = f", its disk layer of {size >> 20} MiB included" if size else ""
     if not confirmed(f"Remove VM {name}{disk}?", f"vmcoal delete {name}", folders, yes=yes, dry_run=dry_run):
         return
-    clean(name)
+    if left := left_behind(name):
+        try:
+            clean(left)
+        except VmcoalError as error:
+            note(f"note: {error}; its leases end at their lenders by themselves")
     # machine.json goes first: without it there is no such VM, whatever stops the rest
     remove(folders, [folders.spec])
     note(f"VM {name} is gone")

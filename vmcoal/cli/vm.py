@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 import msgspec
 
 from vmcoal import layout
 from vmcoal.cli.output import note, steps
-from vmcoal.control.client import NotListeningError, call
+from vmcoal.control.client import NotListeningError, call, connect
 from vmcoal.control.wire import Output, Progress
-from vmcoal.errors import PrerequisiteError, VmcoalError
+from vmcoal.controller.api import ShutdownResult
+from vmcoal.errors import ConflictError, ExecutionError, PrerequisiteError, VmcoalError
 from vmcoal.model.machine import MachineSpec
 from vmcoal.model.status import VmStatus
+
+if TYPE_CHECKING:
+    from vmcoal.controller.leftovers import Leftovers
 
 T = TypeVar("T")
 
@@ -74,8 +77,7 @@ def vm_steps(name: str, method: str, params: msgspec.Struct | None, *, result: t
 def revive(name: str) -> None:
     """Start the controller of a VM that lives without one; raises `PrerequisiteError` if the VM does not run."""
     if not holder_lives(name):
-        clean(name)
-        raise PrerequisiteError(f"VM {name} does not run", hint=f"vmcoal boot {name}")
+        raise not_running(name)
     import asyncio
 
     from vmcoal.controller.start import ensure_controller
@@ -84,17 +86,52 @@ def revive(name: str) -> None:
     asyncio.run(ensure_controller(name))
 
 
-def clean(name: str) -> None:
-    """Take away what a VM left that lost its holder and its controller at once; its leases are given back."""
-    if not layout.vm_folders(name).holder_socket.exists():  # whoever ends in order takes it away
-        return
+def not_running(name: str) -> PrerequisiteError:
+    """Return the error that says that a VM does not run, and what it left if it was killed."""
+    left = left_behind(name)
+    if left is None:
+        return PrerequisiteError(f"VM {name} does not run", hint=f"vmcoal boot {name}")
+    how = ": its processes were killed" if left.killed else ""
+    return PrerequisiteError(f"VM {name} does not run{how}", left=left.text, hint=left.remedy)
+
+
+def left_behind(name: str) -> Leftovers | None:
+    """Return what a VM without holder and controller left, or ``None``."""
+    folders = layout.vm_folders(name)
+    if not folders.holder_socket.exists() and not folders.journal.exists():
+        return None
+    from vmcoal.controller.leftovers import leftovers
+
+    return leftovers(folders)
+
+
+def clean(left: Leftovers) -> ShutdownResult:
+    """Take away what a VM left: a controller that is started for it gives everything back, and ends.
+
+    Raises what keeps it from that, `ExecutionError` if something is left after it.
+    """
     import asyncio
 
     from vmcoal.controller.start import ensure_controller
 
-    note(f"the processes of VM {name} were killed; what they left is taken away")
-    with contextlib.suppress(VmcoalError):
-        asyncio.run(ensure_controller(name))
+    why = "were killed" if left.killed else "could not give everything back when it ended"
+    note(f"the processes of VM {left.name} {why}; what they left is taken away")
+    try:
+        asyncio.run(ensure_controller(left.name))
+    except VmcoalError as error:
+        if "released" not in error.details:
+            raise
+        released, notes = error.details["released"], error.details["notes"]
+    else:
+        raise ConflictError(f"VM {left.name} runs again", hint=f"vmcoal status {left.name}")
+    rest = left_behind(left.name)
+    if rest is not None:
+        raise ExecutionError(
+            f"not everything that VM {left.name} left could be taken away: {'; '.join(notes)}",
+            left=rest.text,
+            hint=f"vmcoal logs {left.name} controller; then try again",
+        )
+    return ShutdownResult(how="killed", exit_code=None, released=tuple(released), notes=tuple(notes))
 
 
 def holder_lives(name: str) -> bool:
@@ -105,6 +142,15 @@ def holder_lives(name: str) -> bool:
             sock.connect(str(layout.vm_folders(name).holder_socket))
         except OSError:
             return False
+    return True
+
+
+def controller_lives(name: str) -> bool:
+    """Return whether a VM's controller listens; that of a VM whose holder was killed gives back what it had."""
+    try:
+        connect(layout.vm_folders(name).control_socket, f"the controller of VM {name}").close()
+    except NotListeningError:
+        return False
     return True
 
 
@@ -132,12 +178,17 @@ def status_of(name: str) -> VmStatus:
     except NotListeningError:
         if holder_lives(name):
             return vm_call(name, "status", result=VmStatus, deadline=30.0)
-        clean(name)
     return offline_status(name)
 
 
 def offline_status(name: str) -> VmStatus:
-    """Return what the files of a VM say: its machine, and how its QEMU ended."""
+    """Return what the files of a VM say: its machine, how its QEMU ended, and what it left."""
     from vmcoal.controller.status import stopped_status
 
-    return stopped_status(read_spec(name), layout.vm_folders(name))
+    status = stopped_status(read_spec(name), layout.vm_folders(name))
+    left = left_behind(name)
+    if left is None:
+        return status
+    how = "its processes were killed" if left.killed else "not everything could be given back when it ended"
+    said = f"{how}; left behind: {left.text}; next: {left.remedy}"
+    return msgspec.structs.replace(status, state="failed" if left.killed else status.state, degraded=(said,))

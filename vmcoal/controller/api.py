@@ -164,11 +164,12 @@ class ShutdownRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class ShutdownResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How it ended: ``how`` guest | agent | forced."""
+    """How it ended: ``how`` guest | agent | forced, or killed, if it had ended before; ``notes`` for people."""
 
     how: str
     exit_code: int | None
     released: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class WaitRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

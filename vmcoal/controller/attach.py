@@ -14,7 +14,7 @@ from vmcoal.backends.cpu import choose_cpu_engine
 from vmcoal.controller import gpu, granular, passthrough, tune
 from vmcoal.controller.api import AttachResult
 from vmcoal.controller.borrow import borrow, settle
-from vmcoal.controller.loans import Loan, attachments
+from vmcoal.controller.loans import Loan, amounts, attachments, vcpus
 from vmcoal.controller.places import add_copy, choose_copy, settle_copy
 from vmcoal.controller.transaction import Progress, Transaction, transaction
 from vmcoal.controller.undo import undos
@@ -251,20 +251,6 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
     )
 
 
-def amounts(cpus: int, memory: int, gpus: int = 0) -> str:
-    """Return ``2 vCPUs and 512 MiB``, leaving out what is zero."""
-    parts = [_vcpus(cpus)] if cpus else []
-    if memory:
-        parts.append(format_size(memory))
-    if gpus:
-        parts.append(f"{gpus} GPU{'s' if gpus != 1 else ''}")
-    return " and ".join(parts) or "nothing"
-
-
-def _vcpus(count: int) -> str:
-    return f"{count} vCPU{'s' if count != 1 else ''}"
-
-
 async def _attach_memory(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction) -> list[Loan]:
     with trans.branch() as branch:
         if journey.grow is not None:
@@ -356,7 +342,7 @@ async def _attach_cpus(vm: Vm, request: AttachRequest, journey: Journey, trans: 
 
 async def _new_cpus(vm: Vm, request: AttachRequest, journey: Journey, trans: Transaction) -> list[Loan]:
     far, mode = journey.far, vm.spec.cpu_mode
-    trans.say(f"lease and plug {_vcpus(request.cpus)} into node {far.node}")
+    trans.say(f"lease and plug {vcpus(request.cpus)} into node {far.node}")
     # A lease for each, so that they can leave one by one.
     leases = await together(*(borrow(vm, journey.session, trans, ResourceKind.CPU, 1, 1) for _ in journey.cores))
     loans = []
@@ -381,7 +367,7 @@ async def _new_cpus(vm: Vm, request: AttachRequest, journey: Journey, trans: Tra
             if core not in plugged:
                 async with trans.step("plug-cpu", node=far.node, core=core):
                     await cpu.plug_cpu(vm.qmp, vm.spec, far.node, core, deadline=30.0)
-    trans.say(f"online {_vcpus(request.cpus)}")
+    trans.say(f"online {vcpus(request.cpus)}")
     if vm.agent is not None:
         async with trans.step("online-cpus", node=far.node, cores=journey.cores):
             await vm.agent.cpu_set(cpu_names(far.node, journey.cores), True, deadline=60.0)

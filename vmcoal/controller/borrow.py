@@ -10,7 +10,7 @@ import msgspec
 from vmcoal.controller.loans import Loan
 from vmcoal.controller.transaction import Transaction
 from vmcoal.controller.vm import Vm
-from vmcoal.errors import NotFoundError, RefusedError, UnreachableError
+from vmcoal.errors import DeadlineError, NotFoundError, RefusedError, UnreachableError
 from vmcoal.fabric.messages import Granted
 from vmcoal.fabric.session import LenderSession
 from vmcoal.model.attachment import AttachmentState
@@ -46,14 +46,19 @@ async def settle(vm: Vm, session: LenderSession, loan: Loan) -> None:
     vm.book.put(msgspec.structs.replace(current, state=AttachmentState.ATTACHED, lease=lease))
 
 
-async def release(vm: Vm, loan: Loan) -> str | None:
-    """Give a lease back to its lender and forget it; return a note for people if the lender was not told."""
-    note = None
-    if loan.leased:
+async def release(vm: Vm, loan: Loan, *, deadline: float = 5.0, deaf: dict[str, str] | None = None) -> str | None:
+    """Give a lease back to its lender and forget it; return a note for people if the lender could not be told within
+    ``deadline`` seconds. One that is among the ``deaf`` is not tried, and one that does not answer is, with its note,
+    afterwards."""
+    deaf = {} if deaf is None else deaf
+    note = deaf.get(loan.lease.lender)
+    if loan.leased and note is None:
         try:
-            session = await vm.keeper.session(loan.lease.lender, deadline=5.0)
-            await session.release(loan.id, loan.lease.epoch)
-        except (UnreachableError, NotFoundError, RefusedError) as error:
+            session = await vm.keeper.session(loan.lease.lender, deadline=deadline)
+            await session.release(loan.id, loan.lease.epoch, deadline=deadline)
+        except (UnreachableError, DeadlineError, NotFoundError, RefusedError) as error:
             note = f"{loan.lease.lender} was not told ({error}); it takes the lease back when its time is over"
+            if isinstance(error, UnreachableError | DeadlineError):
+                deaf[loan.lease.lender] = note
     vm.book.drop(loan.id)
     return note

@@ -137,7 +137,8 @@ class Controller:
         self._failure = error
         try:
             if self._vm is not None and await lifecycle.qemu_is_gone(self._vm, booting=booting):
-                await lifecycle.clean_up(self._vm)
+                released, notes = await lifecycle.clean_up(self._vm)
+                error.details |= {"released": released, "notes": notes}
                 await lifecycle.end_holder(self._vm)
         finally:
             for event in self._ready.values():
@@ -162,9 +163,10 @@ class Controller:
         try:
             holder = await Holder.connect(self._folders.holder_socket, deadline=_HOLDER)
         except UnreachableError:
+            killed = self._folders.holder_socket.exists()  # whoever ends in order takes it away
             holder = await Holder.start(self._folders, name=f"vm-{self._spec.name}", deadline=_HOLDER)
             self._vm = await self._assemble(holder)
-            raise lifecycle.holder_lost(self._vm) from None
+            raise lifecycle.holder_lost(self._vm) if killed else lifecycle.not_running(self._vm) from None
         self._vm = await self._assemble(holder)
         await holder.watch(self._child_ended)
         self._vm.monitor = await self._vm.launcher.adopt(self._spec, deadline=_HOLDER)
@@ -435,6 +437,7 @@ class Controller:
         if request.force:
             result = await lifecycle.power_off(vm, request, client.report)
         else:
+            await vm.undoing.give_up()
             async with vm.turn("shutdown"):
                 result = await lifecycle.power_off(vm, request, client.report)
         await lifecycle.end_holder(vm)
@@ -448,6 +451,7 @@ class Controller:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._vm is not None:
+            await self._vm.undoing.stop()
             await self._vm.keeper.close()
             await self._guest.drop_agent()
             self._vm.journal.close()

@@ -11,163 +11,37 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import msgspec
 
-from vmcoal.controller import gpu, passthrough
+from vmcoal.controller import gpu
 from vmcoal.controller.api import DetachResult
-from vmcoal.controller.attach import amounts
-from vmcoal.controller.borrow import release
 from vmcoal.controller.copies import copy_leaves
-from vmcoal.controller.loans import Loan, attachments
-from vmcoal.controller.places import finish_giving_up, give_up, pulling, way_out
+from vmcoal.controller.detach_plan import Leaving, choose, plan
+from vmcoal.controller.give_back import by_force, give_back, places_of
+from vmcoal.controller.loans import Loan, amounts, attachments
+from vmcoal.controller.places import pulling, way_out
 from vmcoal.controller.transaction import Progress, Transaction, transaction
 from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm, cpu_names
-from vmcoal.errors import NotFoundError, RefusedError, UnreachableError, UsageError, VmcoalError
+from vmcoal.errors import DeadlineError, RefusedError, UnreachableError, VmcoalError
 from vmcoal.machine import cpu, memory, virtio_mem
-from vmcoal.model.attachment import AttachmentState, DetachRequest, MemoryStyle, Plan, Step
+from vmcoal.model.attachment import AttachmentState, DetachRequest, MemoryStyle, Plan
 from vmcoal.model.guest import MemorySpan
-from vmcoal.model.lease import LeaseEvent, ResourceKind, answered
+from vmcoal.model.lease import LeaseEvent, answered
 from vmcoal.model.machine import CpuMode
-from vmcoal.model.paging import LOCAL
 from vmcoal.model.units import format_size
-from vmcoal.policy.admission import GRAIN
-from vmcoal.policy.placement import pick_dimms
 
 log = logging.getLogger(__name__)
 
 _MARGIN = 2.0
 """Seconds before the deadline at which a guest that still shrinks is stopped, to tell how far it came."""
 
+_TELL = 3.0
+"""Seconds for which a lender is waited for that is told something; it need not know at once."""
 
-@dataclass(frozen=True)
-class Leaving:
-    """One loan and how many bytes of it leave the guest (none, if it is a vCPU's or a copy)."""
-
-    loan: Loan
-    size: int = 0
-
-    @property
-    def whole(self) -> bool:
-        """Whether nothing of the loan remains."""
-        return self.loan.copy or self.size == self.loan.size
-
-
-def choose(vm: Vm, request: DetachRequest) -> list[Leaving]:
-    """Return what leaves, in order: vCPUs and GPUs before memory, newest first. Nothing is changed.
-
-    Raises `UsageError` for amounts that make no sense or are more than is attached, `NotFoundError` for a lender that
-    lends nothing.
-    """
-    if request.cpus < 0 or request.memory < 0:
-        raise UsageError("what is detached cannot be negative", hint="give --cpus and --memory positive values")
-    lenders = vm.book.sources()
-    if not lenders:
-        raise NotFoundError(f"nothing is attached to {vm.spec.name}", hint=f"vmcoal attach {vm.spec.name}")
-    if request.pci is not None:
-        return [Leaving(passthrough.find(vm, request.pci))]
-    if request.lender is None and not request.everything and len(lenders) > 1:
-        raise UsageError(
-            "resources of several lenders are attached", hint=f"say --all, or which with --from: {', '.join(lenders)}"
-        )
-    if request.lender is not None and request.lender not in lenders:
-        raise NotFoundError(f"{request.lender} lends nothing to {vm.spec.name}", hint=f"these do: {', '.join(lenders)}")
-    chosen = lenders if request.everything else [request.lender or lenders[0]]
-    if request.cpus or request.memory or request.gpu:
-        if len(chosen) > 1:
-            raise UsageError("--all detaches everything", hint="give amounts with --from LENDER instead")
-        return _some(vm, chosen[0], request)
-    loans = [loan for lender in chosen for loan in vm.book.of(lender)]
-    regions = {loan.region for loan in loans if loan.is_memory and not loan.copy}
-    loans = [loan for loan in loans if not loan.copy or loan.region not in regions]  # a copy goes with its memory
-    leaving = [Leaving(x, 0 if x.copy else x.size) for x in reversed(loans) if x.state is not AttachmentState.PARKED]
-    return sorted(leaving, key=lambda x: x.loan.is_memory)
-
-
-def _some(vm: Vm, lender: str, request: DetachRequest) -> list[Leaving]:
-    leaving: list[Leaving] = []
-    if request.gpu:
-        loans = vm.book.of(lender, ResourceKind.GPU)
-        if not loans:
-            raise UsageError(f"no GPU of {lender} is attached", hint="see: vmcoal status")
-        leaving.append(Leaving(loans[-1]))
-    if request.cpus:
-        loans = vm.book.of(lender, ResourceKind.CPU)
-        if request.cpus > len(loans):
-            raise UsageError(f"{request.cpus} vCPUs are more than the {len(loans)} attached", hint="see: vmcoal status")
-        leaving += [Leaving(loan) for loan in loans[: -request.cpus - 1 : -1]]
-    if request.memory:
-        loans = [x for x in vm.book.of(lender, ResourceKind.MEMORY) if not x.copy]
-        granular = [x for x in loans if x.style is MemoryStyle.GRANULAR and x.size]
-        if granular and request.memory <= granular[0].size:
-            if request.memory % GRAIN:
-                raise UsageError(
-                    f"{format_size(request.memory)} is no multiple of {format_size(GRAIN)}",
-                    hint="granular memory has steps of 2M",
-                )
-            leaving.append(Leaving(granular[0], size=request.memory))
-        else:
-            dimms = {x.id: x.size for x in loans if x.style is not MemoryStyle.GRANULAR}
-            if granular and request.memory > sum(dimms.values()):
-                raise UsageError(
-                    f"{format_size(request.memory)} is more than is attached, or spans DIMMs and granular memory",
-                    hint="detach them one after the other, or all with --from and no amount",
-                )
-            by_id = {x.id: x for x in loans}
-            leaving += [Leaving(by_id[lease], size=by_id[lease].size) for lease in pick_dimms(dimms, request.memory)]
-    return leaving
-
-
-def plan(vm: Vm, request: DetachRequest, leaving: list[Leaving]) -> Plan:
-    """Return what `detach` would do, with the exact QMP commands."""
-    steps: list[Step] = []
-    for item in leaving:
-        loan = item.loan
-        if loan.copy:
-            steps.append(Step("copy", f"use the copy of {loan.device} there no longer", "this host"))
-        elif loan.is_passthrough:
-            steps += passthrough.plan_detach(loan)
-        elif loan.is_gpu:
-            steps += gpu.plan_detach(loan)
-        elif not loan.is_memory:
-            steps.append(Step("offline vCPU", f"offline vCPU {loan.core} of node {loan.node}", "guest"))
-            if vm.spec.cpu_mode is CpuMode.HOTPLUG:
-                steps.append(Step("unplug vCPU", "unplug it", "QEMU", tuple(cpu.plan_unplug(loan.node, loan.core))))
-        elif loan.style is MemoryStyle.GRANULAR:
-            rest = loan.size - item.size
-            steps.append(
-                Step(
-                    "shrink",
-                    f"shrink node {loan.node} to {format_size(rest)}",
-                    "QEMU",
-                    tuple(virtio_mem.plan_resize(loan.device, rest)),
-                )
-            )
-        else:
-            steps.append(Step("room", f"check that what is in the {format_size(loan.size)} fits elsewhere", "guest"))
-            steps.append(Step("offline memory", f"drain and offline {loan.device}", "guest"))
-            steps.append(
-                Step(
-                    "unplug memory",
-                    "unplug it and wait for the event",
-                    "QEMU",
-                    tuple(memory.plan_unplug(loan.device, loan.backend)),
-                )
-            )
-        steps += [
-            Step(
-                "release",
-                f"give lease {place.id} back" if item.whole else f"give a part of lease {place.id} back",
-                place.lease.lender,
-            )
-            for place in _places(vm, loan)
-            if place.leased
-        ]
-    cpus, size = sum(x.loan.is_cpu for x in leaving), sum(x.size for x in leaving)
-    gpus = sum(x.loan.is_gpu for x in leaving)
-    return Plan("detach", f"detach {amounts(cpus, size, gpus)} from {vm.spec.name}", tuple(steps))
+_LAST = 1.0
+"""The same for what has left the guest when the deadline is over."""
 
 
 async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResult | Plan:
@@ -180,15 +54,17 @@ async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResu
     seconds: dict[str, float] = {}
     cpus = size = gpus = 0
     ends = began + request.deadline
+    deaf: set[str] = set()
     parties = _parties(leaving)
     steps = [_steps(vm, party[0].loan) for party in parties]
     for number, party in enumerate(parties):
         place = sum(steps[:number]), sum(steps)
         try:
-            await _leave(vm, party, request, max(0.001, ends - time.monotonic()), report, place, notes, seconds)
+            await _leave(vm, party, request, ends, report, place, notes, seconds, deaf)
         except VmcoalError as error:
             if request.force:
-                notes += [await _force(vm, item.loan, error) for item in party]
+                await vm.undoing.give_up()
+                notes += [await by_force(vm, item.loan, error, deaf) for item in party]
             else:
                 if number:
                     gone = f"{amounts(cpus, size, gpus)} were detached before"
@@ -219,11 +95,6 @@ def _parties(leaving: list[Leaving]) -> list[list[Leaving]]:
     return [vcpus if item is first else [item] for item in leaving if item is first or not item.loan.is_cpu]
 
 
-def _places(vm: Vm, loan: Loan) -> list[Loan]:
-    """Return the loans that end with ``loan``: all of its memory, if the device is its."""
-    return vm.book.places(loan.region) if loan.is_memory and not loan.copy else [vm.book.get(loan.id) or loan]
-
-
 def _steps(vm: Vm, loan: Loan) -> int:
     """Return how many steps a loan takes to leave, and those with it, as people are told them."""
     if loan.is_memory:
@@ -237,13 +108,15 @@ async def _leave(
     vm: Vm,
     party: list[Leaving],
     request: DetachRequest,
-    deadline: float,
+    ends: float,
     report: Progress,
     place: tuple[int, int],
     notes: list[str],
     seconds: dict[str, float],
+    deaf: set[str],
 ) -> None:
     started = time.monotonic()
+    deadline = max(0.001, ends - started)
     before, steps = place
     item = party[0]
     kind = item.loan.lease.kind.value
@@ -253,14 +126,21 @@ async def _leave(
 
     try:
         async with transaction(
-            vm.journal, undos(vm), "detach", request, steps=steps, deadline=deadline, report=numbered
+            vm.journal,
+            undos(vm),
+            "detach",
+            request,
+            steps=steps,
+            deadline=deadline,
+            report=numbered,
+            undoing=vm.undoing,
         ) as trans:
             for one in party:
-                for loan in _places(vm, one.loan):
+                for loan in places_of(vm, one.loan):
                     async with trans.step("drain", lease=loan.id):
                         if loan.id == one.loan.id:
                             vm.book.put(msgspec.structs.replace(loan, state=AttachmentState.DETACHING))
-                        await _tell(vm, loan)
+                        await _tell(vm, loan, deaf, min(_TELL, deadline / 4))
             if item.loan.copy:
                 trans.say(f"give the copy of {item.loan.device} at {item.loan.lease.lender} up")
                 notes.extend(await copy_leaves(vm, item.loan))
@@ -281,18 +161,21 @@ async def _leave(
     for one in party:
         left = vm.book.get(one.loan.id)
         if one.whole and left is not None and left.state is not AttachmentState.PARKED:
-            notes.extend(await give_back(vm, left))
+            notes.extend(await give_back(vm, left, deadline=min(5.0, max(_LAST, ends - time.monotonic()))))
 
 
-async def _tell(vm: Vm, loan: Loan) -> None:
-    """Tell the lender that a drain began; a lender that does not answer does not hold it up."""
-    if not loan.leased:
+async def _tell(vm: Vm, loan: Loan, deaf: set[str], deadline: float) -> None:
+    """Tell the lender that a drain began; one that does not answer is among the ``deaf`` then, and holds nothing up."""
+    lender = loan.lease.lender
+    if not loan.leased or lender in deaf:
         return
     try:
-        session = await vm.keeper.session(loan.lease.lender, deadline=3.0)
-        await session.report(loan.id, loan.lease.epoch, LeaseEvent.DRAIN)
+        session = await vm.keeper.session(lender, deadline=deadline)
+        await session.report(loan.id, loan.lease.epoch, LeaseEvent.DRAIN, deadline=deadline)
     except VmcoalError as error:
         log.warning("drain of %s: %s", loan.id, error)
+        if isinstance(error, UnreachableError | DeadlineError):
+            deaf.add(lender)
 
 
 async def _cpus_leave(vm: Vm, loans: list[Loan], trans: Transaction, notes: list[str]) -> None:
@@ -415,66 +298,11 @@ async def _shrink_leases(vm: Vm, loan: Loan, committed: int) -> None:
         if not place.leased:
             continue
         try:
-            session = await vm.keeper.session(place.lease.lender, deadline=5.0)
-            await session.resize(place.id, place.lease.epoch, committed)
-            reply = await session.report(place.id, place.lease.epoch, LeaseEvent.PLUGGED)
-        except UnreachableError as error:
+            session = await vm.keeper.session(place.lease.lender, deadline=_TELL)
+            await session.resize(place.id, place.lease.epoch, committed, deadline=_TELL)
+            reply = await session.report(place.id, place.lease.epoch, LeaseEvent.PLUGGED, deadline=_TELL)
+        except (UnreachableError, DeadlineError) as error:
             log.warning("lease %s keeps its size: %s", place.id, error)
         else:
             current = vm.book.get(place.id) or place
             vm.book.put(msgspec.structs.replace(current, lease=answered(current.lease, reply)))
-
-
-async def give_back(vm: Vm, loan: Loan, *, qemu_ended: bool = False) -> list[str]:
-    """End what served a loan that QEMU no longer uses, release its leases, and forget it. Returns notes for people."""
-    if loan.is_passthrough:
-        await passthrough.restore(vm, loan)
-    elif loan.is_gpu:
-        await gpu.end_way(vm, loan.id, qemu_ended=qemu_ended)
-    if not loan.is_memory:
-        return list(filter(None, [await release(vm, loan)]))
-    places = vm.book.places(loan.region)
-    pid = None if qemu_ended else await vm.qemu_pid()
-    await vm.engine.remove(loan.region, mapped_by=pid, deadline=30.0)
-    # The one with the device last: whoever follows a controller that is killed here finds it, and begins again.
-    notes = [await release(vm, place) for place in reversed(places)]
-    if any(place.lease.lender == LOCAL for place in places):
-        await vm.local.stop(loan.region)
-    return list(filter(None, notes))
-
-
-async def _force(vm: Vm, loan: Loan, error: VmcoalError) -> str:
-    """Give a lease back although the guest still uses it; raises ``error`` for what is no lender's."""
-    if loan.is_passthrough:
-        error.hint = f"only its end takes it from a guest that holds on to it: vmcoal shutdown {vm.spec.name} --force"
-        raise error
-    for place in _places(vm, loan):
-        if not place.leased:
-            continue
-        try:
-            session = await vm.keeper.session(place.lease.lender, deadline=5.0)
-            await session.release(place.id, place.lease.epoch)
-        except VmcoalError as refused:
-            log.warning("release of %s: %s", place.id, refused)
-    if loan.is_gpu:
-        with contextlib.suppress(VmcoalError):
-            await gpu.end_way(vm, loan.id)
-        vm.book.drop(loan.id)
-        return f"{error}; the lease was given back, programs in the guest get errors"
-    if not loan.is_memory:
-        vm.book.drop(loan.id)
-        return f"{error}; the lease was given back, the guest still has the vCPUs online on this host"
-    if loan.copy:
-        return "; ".join([f"{error}; the copy was given up as it was", *await give_up(vm, loan, lost=True)])
-    if not loan.leased:
-        return f"{error}; it is on this host already, so nothing was lost and nothing given back"
-    problem = (
-        f"lease {loan.id} was given back by force while the guest used it: its {format_size(loan.size)} are lost, "
-        "and whatever touches them stalls"
-    )
-    for place in vm.book.places(loan.region):
-        if place.copy:
-            await finish_giving_up(vm, place)
-    current = vm.book.get(loan.id) or loan
-    vm.book.put(msgspec.structs.replace(current, state=AttachmentState.DEGRADED, problem=problem))
-    return problem

@@ -6,10 +6,11 @@ is attached, operations without an end say what was under way and how far it had
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ create table if not exists events (
 """
 
 
+_ITEMS = "select kind, name, data from events where kind in ('put', 'drop') order by seq"
+
 BOOTED = "booted"
 """The item that says that the VM's QEMU came up at least once."""
 
@@ -55,6 +58,32 @@ def has_booted(path: Path) -> bool:
         return BOOTED in journal.items()
     finally:
         journal.close()
+
+
+def read_items(path: Path) -> dict[str, Any]:
+    """Return every item of the journal in ``path`` as plain data, without writing to it; no journal has none.
+
+    Raises `PrerequisiteError` for one that cannot be read.
+    """
+    if not path.exists():
+        return {}
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+            return _items((kind, name, msgspec.json.decode(data)) for kind, name, data in db.execute(_ITEMS))
+    except (sqlite3.Error, msgspec.DecodeError) as error:
+        raise PrerequisiteError(
+            f"cannot read the journal {path}: {error}", hint="check that the state folder is readable (vmcoal doctor)"
+        ) from error
+
+
+def _items(rows: Iterable[tuple[Any, ...]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for kind, name, data in rows:
+        if kind == "put":
+            found[name] = data
+        else:
+            found.pop(name, None)
+    return found
 
 
 @dataclass
@@ -177,15 +206,7 @@ class Journal:
 
     def items(self) -> dict[str, Any]:
         """Return every item as plain data, oldest first."""
-        found: dict[str, Any] = {}
-        for kind, name, data in self._select(
-            "select kind, name, data from events where kind in ('put', 'drop') order by seq"
-        ):
-            if kind == "put":
-                found[name] = data
-            else:
-                found.pop(name, None)
-        return found
+        return _items(self._select(_ITEMS))
 
     def open_operations(self) -> list[OpenOperation]:
         """Return the operations that did not end, oldest first, with the steps that are not undone."""

@@ -54,6 +54,7 @@ async def leave(vm: Vm, lender: str, deadline: float, report: Progress) -> list[
             raise
         log.warning("%s cannot leave the guest: %s", lender, error)
         why: VmcoalError = error
+    await vm.undoing.over()
     for loan in vm.book.of(lender, ResourceKind.MEMORY):
         told.append(await _move(vm, loan, max(1.0, ends - time.monotonic()), report, why))
     if rest := vm.book.of(lender):

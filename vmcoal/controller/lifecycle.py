@@ -14,7 +14,7 @@ import msgspec
 from vmcoal.backends.choose import choose_memory_engine, sweep
 from vmcoal.backends.local_copy import LocalCopies
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
-from vmcoal.controller.detach import give_back
+from vmcoal.controller.give_back import give_back
 from vmcoal.controller.journal import PAUSED, Journal
 from vmcoal.controller.keeper import Changed, Keeper, Relink, Revoked
 from vmcoal.controller.loans import LoanBook
@@ -123,10 +123,11 @@ async def power_off(vm: Vm, request: ShutdownRequest, report: Progress) -> Shutd
     if await vm.launcher.exit_status() is None:
         await vm.launcher.kill(grace=5.0)
     report(2, 3, "give back what was borrowed", None, None)
-    released = await clean_up(vm)
+    released, notes = await clean_up(vm)
     report(3, 3, f"{name} is off", None, None)
     status = await vm.launcher.exit_status()
-    return ShutdownResult(how=how, exit_code=None if status is None else status.get("code"), released=tuple(released))
+    code = None if status is None else status.get("code")
+    return ShutdownResult(how=how, exit_code=code, released=tuple(released), notes=tuple(notes))
 
 
 async def _ask(vm: Vm) -> str:
@@ -145,18 +146,21 @@ async def _ask(vm: Vm) -> str:
     return "guest"
 
 
-async def clean_up(vm: Vm) -> list[str]:
-    """After QEMU ended: end what served its memory, release every lease. Returns the leases given back."""
+async def clean_up(vm: Vm) -> tuple[list[str], list[str]]:
+    """After QEMU ended: end what served its memory, release every lease. Returns the leases given back, and notes for
+    people."""
     released: list[str] = []
+    notes: list[str] = []
+    deaf: dict[str, str] = {}
+    await vm.undoing.give_up()
     for loan in sorted(vm.book, key=lambda x: x.copy):  # a copy goes with its memory
         if vm.book.get(loan.id) is None:
             released.append(loan.id)
             continue
         try:
-            for note in await give_back(vm, loan, qemu_ended=True):
-                log.warning("%s", note)
+            notes += await give_back(vm, loan, qemu_ended=True, deaf=deaf)
         except VmcoalError as error:
-            log.warning("lease %s: %s", loan.id, error)
+            notes.append(f"lease {loan.id}: {error}")
             if loan.is_passthrough:
                 # Nobody else knows what it had before: the next boot, or a detach, tries again.
                 problem = f"{loan.host} could not be given back to this host: {error}"
@@ -170,7 +174,10 @@ async def clean_up(vm: Vm) -> list[str]:
     for operation in vm.journal.open_operations():
         vm.journal.end(operation.op, "failed")
     await vm.keeper.close()
-    return released
+    notes = list(dict.fromkeys(notes))
+    for note in notes:
+        log.warning("%s", note)
+    return released, notes
 
 
 async def end_holder(vm: Vm) -> None:
@@ -182,6 +189,11 @@ async def end_holder(vm: Vm) -> None:
             os.unlink(getattr(vm.folders, name))  # noqa: PTH108
     with contextlib.suppress(OSError):
         vm.folders.runtime.rmdir()
+
+
+def not_running(vm: Vm) -> PrerequisiteError:
+    """Return the error that says that the VM ended in order, and runs no more."""
+    return PrerequisiteError(f"{vm.spec.name} does not run", hint=f"vmcoal boot {vm.spec.name}")
 
 
 def holder_lost(vm: Vm) -> ExecutionError:

@@ -14,6 +14,10 @@ from vmcoal.model.link import Link
 from vmcoal.model.machine import Engine, MachineSpec
 from vmcoal.model.paging import HOME, LOCAL, LossPolicy
 from vmcoal.model.pci import HostDriver
+from vmcoal.model.units import format_size
+
+LOAN = "loan:"
+"""What the names of loans begin with in the journal."""
 
 
 class Loan(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,9 +101,9 @@ class LoanBook:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._loans: dict[str, Loan] = {
-            key.removeprefix("loan:"): msgspec.convert(item, Loan)
+            key.removeprefix(LOAN): msgspec.convert(item, Loan)
             for key, item in journal.items().items()
-            if key.startswith("loan:")
+            if key.startswith(LOAN)
         }
 
     def __iter__(self) -> Iterator[Loan]:
@@ -160,13 +164,13 @@ class LoanBook:
     def put(self, loan: Loan) -> None:
         """Add or replace a loan; nothing is written if it did not change."""
         if self._loans.get(loan.id) != loan:
-            self._journal.put(f"loan:{loan.id}", loan)
+            self._journal.put(f"{LOAN}{loan.id}", loan)
             self._loans[loan.id] = loan
 
     def drop(self, lease: str) -> None:
         """Remove a loan; idempotent."""
         if lease in self._loans:
-            self._journal.drop(f"loan:{lease}")
+            self._journal.drop(f"{LOAN}{lease}")
             del self._loans[lease]
 
     def resize(self, region: str, size: int) -> None:
@@ -177,7 +181,7 @@ class LoanBook:
     def change(self, *loans: Loan, gone: Iterable[str] = ()) -> None:
         """Put ``loans`` and remove the loans of the leases ``gone``, as one change: there is no moment in between."""
         left = set(gone)
-        self._journal.change({f"loan:{x}": None for x in left} | {f"loan:{x.id}": x for x in loans})
+        self._journal.change({f"{LOAN}{x}": None for x in left} | {f"{LOAN}{x.id}": x for x in loans})
         self._loans = {x: loan for x, loan in self._loans.items() if x not in left} | {x.id: x for x in loans}
 
 
@@ -260,3 +264,18 @@ def _attachment(lender: str, node: int, loans: list[Loan], spec: MachineSpec) ->
             if loan.gpu is not None
         ),
     )
+
+
+def amounts(cpus: int, memory: int, gpus: int = 0) -> str:
+    """Return ``2 vCPUs and 512 MiB``, leaving out what is zero."""
+    parts = [vcpus(cpus)] if cpus else []
+    if memory:
+        parts.append(format_size(memory))
+    if gpus:
+        parts.append(f"{gpus} GPU{'s' if gpus != 1 else ''}")
+    return " and ".join(parts) or "nothing"
+
+
+def vcpus(count: int) -> str:
+    """Return ``1 vCPU`` or ``2 vCPUs``."""
+    return f"{count} vCPU{'s' if count != 1 else ''}"

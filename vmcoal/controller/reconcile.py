@@ -12,7 +12,7 @@ import logging
 import msgspec
 
 from vmcoal.controller import gpu, passthrough
-from vmcoal.controller.detach import give_back
+from vmcoal.controller.give_back import give_back
 from vmcoal.controller.journal import OpenStep
 from vmcoal.controller.loans import Loan
 from vmcoal.controller.places import tidy

@@ -20,6 +20,9 @@ from vmcoal.model.units import format_duration
 
 log = logging.getLogger(__name__)
 
+GRACE = 1.5
+"""Seconds for which an undo may hold up the error beyond the deadline of its operation."""
+
 Undo = Callable[[dict[str, Any]], Awaitable[None]]
 Progress = Callable[[int, int, str, float | None, str | None], None]
 """Called with step, steps, text, fraction of the step (0..1 or ``None``) and detail."""
@@ -80,18 +83,69 @@ class Transaction:
         self._journal.done(self._op, name)
 
     async def roll_back(self) -> list[str]:
-        """Undo what was begun, newest first; returns what could not be undone."""
-        return await undo_steps(self._journal, self._undos, self._op, self._begun)
+        """Undo what was begun, newest first, and end the operation; returns what could not be undone."""
+        left = await undo_steps(self._journal, self._undos, self._op, self._begun)
+        self._journal.end(self._op, "failed" if left else "undone")
+        return left
+
+    @property
+    def not_undone(self) -> list[str]:
+        """The names of the steps that are yet to be undone, in that order."""
+        return [step.name for step in reversed(self._begun)]
+
+
+class Undoing:
+    """The undo of operations that were answered before it was over. Who changes the VM next waits for it."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._under_way: dict[asyncio.Task[list[str]], tuple[str, int]] = {}
+
+    @property
+    def text(self) -> str | None:
+        """What is being undone, for people."""
+        kinds = dict.fromkeys(kind for kind, _ in self._under_way.values())
+        return f"undo of {' and '.join(kinds)}" if kinds else None
+
+    def keep(self, undo: asyncio.Task[list[str]], kind: str, op: int) -> None:
+        """Look after the undo of operation ``op`` until it is over."""
+        self._under_way[undo] = kind, op
+        undo.add_done_callback(self._over)
+
+    async def over(self) -> None:
+        """Wait until nothing is being undone; each undo has deadlines of its own."""
+        while self._under_way:
+            await asyncio.wait(set(self._under_way))
+
+    async def stop(self) -> None:
+        """Undo no further, as for a controller that ends: the next one finds in the journal what is left to undo."""
+        tasks = list(self._under_way)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def give_up(self) -> None:
+        """Undo no further, for good: the VM ends, or what would have been undone is taken by force."""
+        operations = [op for _, op in self._under_way.values()]
+        await self.stop()
+        for op in operations:
+            self._journal.end(op, "failed")
+
+    def _over(self, undo: asyncio.Task[list[str]]) -> None:
+        kind, _ = self._under_way.pop(undo)
+        if not undo.cancelled() and undo.exception() is None:
+            log.info("the undo of %s is over%s", kind, "".join(f"; {line}" for line in undo.result()))
 
 
 async def undo_steps(journal: Journal, undos: dict[str, Undo], op: int, steps: list[OpenStep]) -> list[str]:
-    """Undo ``steps``, newest first, and journal it. Returns a line for each that could not be undone."""
+    """Undo ``steps``, newest first, and journal it; what is left of ``steps`` is yet to be undone. Returns a line for
+    each that could not be."""
     left: list[str] = []
-    for step in reversed(steps):
-        undo = undos.get(step.name)
-        if undo is None:
-            continue
+    while steps:
+        step = steps[-1]
         try:
+            if (undo := undos.get(step.name)) is None:
+                continue
             await undo(step.data)
         except VmcoalError as error:
             log.warning("cannot undo %s: %s", step.name, error)
@@ -101,7 +155,8 @@ async def undo_steps(journal: Journal, undos: dict[str, Undo], op: int, steps: l
             left.append(f"{step.name}: {error!r}")
         else:
             journal.undone(op, step.name)
-    steps.clear()
+        finally:
+            steps.pop()
     return left
 
 
@@ -115,12 +170,15 @@ async def transaction(
     steps: int,
     deadline: float,
     report: Progress,
+    undoing: Undoing | None = None,
 ) -> AsyncIterator[Transaction]:
     """Run the body as one journaled operation with a ``deadline`` in seconds.
 
     If it fails, is cancelled or runs out of time, what it began is undone before the error goes on; the error's
-    ``left`` says what could not be.
+    ``left`` says what could not be. With ``undoing`` the error goes on at the deadline at the latest (and `GRACE`
+    seconds): an undo that takes longer is handed to it, and ``left`` says so.
     """
+    ends = time.monotonic() + deadline
     op = journal.begin(kind, request)
     trans = Transaction(journal, undos, op, steps, report)
     try:
@@ -128,14 +186,24 @@ async def transaction(
             yield trans
     except BaseException as error:
         failure = _explained(error, kind, deadline, trans)
-        left = await asyncio.shield(trans.roll_back())
-        journal.end(op, "failed" if left else "undone")
+        undo = asyncio.create_task(trans.roll_back(), name=f"undo of {kind}")
+        if undoing is None or failure is None:
+            left = await asyncio.shield(undo)
+        else:
+            undoing.keep(undo, kind, op)
+            await asyncio.wait({undo}, timeout=max(0.0, ends - time.monotonic()) + GRACE)
+            left = undo.result() if undo.done() else [_goes_on(trans)]
         if left and failure is not None:
             failure.left = "; ".join(filter(None, [failure.left, *left]))
         if failure is None or failure is error:
             raise
         raise failure from error
     journal.end(op, "ok")
+
+
+def _goes_on(trans: Transaction) -> str:
+    """Return what is told of an undo that is not over."""
+    return f"not undone yet: {', '.join(trans.not_undone)}; that goes on, and the next command waits for it"
 
 
 def _explained(error: BaseException, kind: str, deadline: float, trans: Transaction) -> VmcoalError | None:

@@ -14,6 +14,7 @@ from vmcoal.backends.local_copy import LocalCopies
 from vmcoal.controller.journal import Journal
 from vmcoal.controller.keeper import Keeper
 from vmcoal.controller.loans import LoanBook
+from vmcoal.controller.transaction import Undoing
 from vmcoal.errors import ConflictError, UnreachableError
 from vmcoal.guest.channel import Agent
 from vmcoal.holding.client import Holder
@@ -55,13 +56,22 @@ class Vm:
     agent: Agent | None = None
     engine_choice: EngineChoice | None = None
     state: str = "starting"
-    operation: str | None = None
     granted: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Lease and epoch by the token of the request, for undoing it without asking again."""
     concerns: dict[str, str] = field(default_factory=dict)
     """What is wrong with the places of a region's pages, by region, for people."""
+    undoing: Undoing = field(init=False)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _brief: bool = False
+    _operation: str | None = None
+
+    def __post_init__(self) -> None:
+        self.undoing = Undoing(self.journal)
+
+    @property
+    def operation(self) -> str | None:
+        """What is under way, for people: an operation, or the undo of one that failed."""
+        return self.undoing.text or self._operation
 
     @property
     def qmp(self) -> Monitor:
@@ -89,26 +99,28 @@ class Vm:
     @asynccontextmanager
     async def turn(self, operation: str) -> AsyncIterator[None]:
         """Let one operation change the VM at a time; another one is told which is under way, or waits for it if it is a
-        brief one of the controller's own."""
+        brief one of the controller's own, or the undo of one that failed."""
         if self._turn.locked() and not self._brief:
             raise ConflictError(
                 f"{self.spec.name} is busy: {self.operation}",
                 hint="wait for it, or interrupt the command that began it",
             )
         async with self._turn:
-            self.operation = operation
+            self._operation = operation
             try:
+                await self.undoing.over()
                 yield
             finally:
-                self.operation = None
+                self._operation = None
 
     @asynccontextmanager
     async def queued_turn(self, operation: str, *, brief: bool = False) -> AsyncIterator[None]:
         """Like `turn`, but wait for the operation under way: for what the controller begins by itself. For a ``brief``
         one the others wait, too."""
         async with self._turn:
-            self.operation, self._brief = operation, brief
+            self._operation, self._brief = operation, brief
             try:
+                await self.undoing.over()
                 yield
             finally:
-                self.operation, self._brief = None, False
+                self._operation, self._brief = None, False
