@@ -34,7 +34,7 @@ async def forever(params, client):
         print("cancelled", flush=True)
 
 async def main():
-    server = ControlServer(Path(sys.argv[1]), {"forever": forever}, what="the daemon")
+    server = ControlServer(Path(sys.argv[1]), {"forever": forever}, what="the daemon", look="", log="")
     await server.start()
     print("listens", flush=True)
     await asyncio.Event().wait()

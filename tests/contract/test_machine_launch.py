@@ -262,11 +262,11 @@ async def test_stale_socket_is_replaced_and_a_served_one_is_not(folders: VmFolde
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
     async with AsyncExitStack() as undo:
-        listen(path, undo)
+        listen(path, undo, look="vmcoal status")
         with pytest.raises(ConflictError, match="serves"):
-            listen(path, undo)
+            listen(path, undo, look="vmcoal status")
         with pytest.raises(PrerequisiteError):
-            listen(folders.runtime / "missing" / "x.sock", undo)
+            listen(folders.runtime / "missing" / "x.sock", undo, look="vmcoal status")
     assert not path.exists()
 
 

@@ -133,3 +133,34 @@ def test_what_troubleshooting_quotes_is_what_vmcoal_prints() -> None:
                     assert part.strip(" :()") in text, quote
                     quotes += 1
     assert quotes > 20
+
+
+PROSE = frozenset(["again", "does", "from", "in", "on", "to"])
+"""What may follow the name in a hint, beside a command."""
+
+
+def hints() -> Iterator[tuple[Path, str]]:
+    """Give every text of vmcoal's source that tells people what to do; what an f-string puts in is a line break."""
+    for path in sorted((ROOT / "vmcoal").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg in ("hint", "left", "remedy", "look", "log"):
+                for part in ast.walk(node.value):
+                    if isinstance(part, ast.JoinedStr):
+                        pieces = (str(p.value) if isinstance(p, ast.Constant) else "\n" for p in part.values)
+                        yield path, "".join(pieces)
+                    elif isinstance(part, ast.Constant) and isinstance(part.value, str):
+                        yield path, part.value
+
+
+def test_every_command_in_a_hint_is_one() -> None:
+    context, found = click.Context(app), 0
+    for path, text in hints():
+        for word, option in re.findall(r"\bvmcoal ([a-z][a-z-]*)\b(?:[^;\n]*? (--[a-z-]+))?", text):
+            if word in PROSE:
+                continue
+            command = app.get_command(context, word)
+            assert command is not None, f"{path}: {text}"
+            if option and not isinstance(command, click.Group):
+                assert option in {name for parameter in command.params for name in parameter.opts}, f"{path}: {text}"
+            found += 1
+    assert found > 100

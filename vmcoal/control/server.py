@@ -98,12 +98,17 @@ Handler = Callable[[dict[str, Any], Client], Awaitable[Any]]
 
 
 class ControlServer:
-    """Serves methods on a Unix socket of mode 0600 to the same user and root."""
+    """Serves methods on a Unix socket of mode 0600 to the same user and root.
 
-    def __init__(self, path: Path, methods: dict[str, Handler], *, what: str) -> None:
+    ``what`` names the daemon for people; ``look`` is the command that shows how it is, ``log`` says where its log is.
+    """
+
+    def __init__(self, path: Path, methods: dict[str, Handler], *, what: str, look: str, log: str) -> None:
         self._path = path
         self._methods = methods
         self._what = what
+        self._look = look
+        self._log = log
         self._server: asyncio.Server | None = None
         self._calls: set[asyncio.Task[None]] = set()
         self._work: set[asyncio.Future[Any]] = set()
@@ -117,7 +122,7 @@ class ControlServer:
                 self._path.unlink(missing_ok=True)
             else:
                 writer.close()
-                raise ConflictError(f"{self._what} runs already", hint="vmcoal status")
+                raise ConflictError(f"{self._what} runs already", hint=self._look)
         try:
             mask = os.umask(0o177)
             try:
@@ -197,10 +202,10 @@ class ControlServer:
             if not work.done():
                 work.cancel()
                 await asyncio.gather(work, return_exceptions=True)
-            return Failure(UnreachableError(f"{call.method} was cancelled", hint="vmcoal status").to_wire())
+            return Failure(UnreachableError(f"{call.method} was cancelled", hint=self._look).to_wire())
         except Exception as error:
             log.exception("%s failed", call.method)
-            return Failure(InternalError(f"{call.method} failed: {error!r}", hint="vmcoal logs controller").to_wire())
+            return Failure(InternalError(f"{call.method} failed: {error!r}", hint=self._log).to_wire())
         finally:
             pump.cancel()
             alive.cancel()

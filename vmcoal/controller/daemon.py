@@ -90,6 +90,8 @@ class Controller:
                 "wait": self._wait,
             },
             what=f"the controller of {spec.name}",
+            look=f"vmcoal status {spec.name}",
+            log=f"vmcoal logs {spec.name} controller",
         )
 
     @property

@@ -44,7 +44,7 @@ def load_spec(folders: VmFolders) -> MachineSpec:
         raise NotFoundError(f"there is no VM {name}", hint=f"vmcoal status; vmcoal boot {name}") from None
     except (OSError, msgspec.MsgspecError) as error:
         raise PrerequisiteError(
-            f"cannot read {folders.spec}: {error}", hint=f"vmcoal rm {name}, then boot again"
+            f"cannot read {folders.spec}: {error}", hint=f"vmcoal delete {name} removes the VM, its disk layer included"
         ) from error
 
 

@@ -104,7 +104,7 @@ class Host:
                 ) from error
             undo.push_async_callback(holder.close)
             undo.push_async_callback(holder.shutdown, grace=0)
-            listeners = {name: listen(folders.socket(name), undo) for name in SOCKETS}
+            listeners = {name: listen(folders.socket(name), undo, look="vmcoal lab status") for name in SOCKETS}
             numbers = {name: _FIRST_FD + index for index, name in enumerate(SOCKETS)}
             undo.callback(folders.spec.unlink, missing_ok=True)
             folders.spec.write_bytes(msgspec.json.encode(spec))
@@ -215,7 +215,7 @@ class Host:
     async def qmp(self, *, deadline: float = 10.0) -> QmpClient:
         """Return the monitor of the host's QEMU, which `close` closes; one client at a time can have it."""
         if self._qmp is None or self._qmp.disconnected.done():
-            with translated(f"answer the monitor of {self.name}"):
+            with translated(f"answer the monitor of {self.name}", look=f"vmcoal lab logs {self.name} qemu"):
                 self._qmp = await QmpClient.connect(
                     self.folders.socket("qmp"), transcript=self._transcript, deadline=deadline
                 )

@@ -140,7 +140,13 @@ class Lender:
                 holder_pid=lambda: self._holder.pid,
                 stop=self._stopping.set,
             )
-            control = ControlServer(self._folders.control_socket, commands.methods(), what=f"lender {self._name}")
+            control = ControlServer(
+                self._folders.control_socket,
+                commands.methods(),
+                what=f"lender {self._name}",
+                look=f"vmcoal lend status --name {self._name}",
+                log=f"see {self._folders.log}",
+            )
             await control.start()
             stack.push_async_callback(control.close)
 

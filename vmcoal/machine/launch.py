@@ -90,7 +90,9 @@ class HolderLauncher:
         copy_uefi_variables(spec, self._folders)
         self._log_start = _size(self._folders.qemu_log)
         async with AsyncExitStack() as undo:
-            listeners = {channel: listen(socket_path(self._folders, channel), undo) for channel in CHANNELS}
+            listeners = {
+                channel: listen(socket_path(self._folders, channel), undo, look="vmcoal status") for channel in CHANNELS
+            }
             numbers = {channel: _FIRST_FD + index for index, channel in enumerate(CHANNELS)}
             argv = qemu_argv(spec, self._folders, numbers)
             self._pid = await self._holder.spawn(
@@ -225,8 +227,9 @@ def last_words(stderr: str) -> tuple[str, str | None]:
     return reason, next((hint for pattern, hint in _HINTS if pattern.search(text)), None)
 
 
-def listen(path: Path, undo: AsyncExitStack) -> socket.socket:
-    """Listen on Unix socket ``path``, in place of a stale one; ``undo`` closes and removes it.
+def listen(path: Path, undo: AsyncExitStack, *, look: str) -> socket.socket:
+    """Listen on Unix socket ``path``, in place of a stale one; ``undo`` closes and removes it. ``look`` is the command
+    that shows who listens there already.
 
     Raises `ConflictError` where somebody listens there, `PrerequisiteError` where it cannot be made.
     """
@@ -234,7 +237,7 @@ def listen(path: Path, undo: AsyncExitStack) -> socket.socket:
     undo.callback(listener.close)
     try:
         if _answers(path):
-            raise ConflictError(f"something serves {path} already", hint="is the VM running? see: vmcoal status")
+            raise ConflictError(f"something serves {path} already", hint=f"does it run already? see: {look}")
         path.unlink(missing_ok=True)
         listener.bind(os.fspath(path))
         undo.callback(path.unlink, missing_ok=True)

@@ -40,8 +40,9 @@ def is_missing(error: QmpCommandError) -> bool:
 
 
 @contextmanager
-def translated(doing: str, *, left: str | None = None) -> Iterator[None]:
-    """Turn the monitor's errors into vmcoal's; ``doing`` completes "QEMU refused to …", ``left`` as in the errors.
+def translated(doing: str, *, left: str | None = None, look: str = "vmcoal status") -> Iterator[None]:
+    """Turn the monitor's errors into vmcoal's; ``doing`` completes "QEMU refused to …", ``left`` as in the errors, and
+    ``look`` is the command that shows how it is.
 
     Raises `RefusedError`, `DeadlineError`, `UnreachableError`, and `InternalError` for answers that are not QMP.
     """
@@ -53,11 +54,11 @@ def translated(doing: str, *, left: str | None = None) -> Iterator[None]:
         raise DeadlineError(
             f"QEMU was to {doing}, but: {error}",
             left=left or "QEMU may still do it",
-            hint="is its memory's lender reachable, and the host not overloaded? see: vmcoal status",
+            hint=f"is the host overloaded, or a lender of its memory unreachable? see: {look}",
         ) from error
     except QmpDisconnectedError as error:
         raise UnreachableError(
-            f"QEMU was to {doing}, but: {error.reason}", left=left, hint="see how it ended: vmcoal status"
+            f"QEMU was to {doing}, but: {error.reason}", left=left, hint=f"see how it ended: {look}"
         ) from error
     except QmpProtocolError as error:
         raise InternalError(f"QEMU was to {doing}, and answered what vmcoal does not understand: {error}") from error
@@ -69,7 +70,7 @@ def refusal(error: QmpCommandError, doing: str, *, left: str | None = None) -> R
     return RefusedError(
         f"QEMU refused to {doing}: {error.desc}",
         left=left,
-        hint=hint or "see: vmcoal logs, qmp.log",
+        hint=hint or "see what was asked of it, and its answers: vmcoal logs qmp",
         qmp_class=error.qmp_class,
         command=error.command,
     )
