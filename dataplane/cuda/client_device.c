@@ -58,6 +58,13 @@ static void in_child(void)
 	pthread_mutex_init(&client.lock, NULL);
 }
 
+/* What a program called last without waiting for it still gets there. */
+__attribute__((destructor)) static void at_end(void)
+{
+	for (unsigned i = 0; i < client.count; i++)
+		remote_end(client.gpus[i]);
+}
+
 static void open_gpu(const char *folder, const char *name)
 {
 	char path[2 * NAME_LENGTH], socket[NAME_LENGTH] = "";

@@ -2,15 +2,18 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "generated/ops.h"
 
-enum { TURN_MS = 10, PIECES_MAX = 4 };
+enum { TURN_MS = 10, PIECES_MAX = 4, GATHER_NS = 50 * 1000 };
 
 /* Reading: only by the thread that has set `reading` */
 
@@ -228,18 +231,91 @@ __attribute__((noinline)) static void drop(struct waiter *waiter)
 		free(waiter);
 }
 
-bool remote_send(struct remote *remote, struct request *request, const struct iovec *pieces, unsigned count,
-		 struct waiter *waiter)
+/* Send what was gathered, and a request behind it. `sending` is held. */
+static bool put_all(struct remote *remote, const struct iovec *pieces, unsigned count)
 {
 	struct iovec all[PIECES_MAX + 1];
-	uint8_t header[REQUEST_SIZE];
-	struct waiter **link = &remote->first;
+	struct batch *batch = &remote->batch;
 	bool sent;
 
+	all[0] = (struct iovec){.iov_base = batch->data, .iov_len = batch->used};
+	for (unsigned i = 0; i < count; i++)
+		all[i + 1] = pieces[i];
+	sent = put(remote, all, count + 1);
+	batch->used = 0;
+	if (!sent)
+		lose_sending(remote);
+	return sent;
+}
+
+void remote_end(struct remote *remote)
+{
+	if (pthread_mutex_trylock(&remote->sending))
+		return;
+	if (remote->batch.used)
+		send(remote->fd, remote->batch.data, remote->batch.used, MSG_DONTWAIT | MSG_NOSIGNAL);
+	remote->batch.used = 0;
+	pthread_mutex_unlock(&remote->sending);
+}
+
+/* Sends what nobody else sends: a program may launch and do something else. */
+static void *send_gathered(void *argument)
+{
+	const struct timespec soon = {.tv_nsec = GATHER_NS};
+	struct remote *remote = argument;
+
+	prctl(PR_SET_TIMERSLACK, 1);
 	pthread_mutex_lock(&remote->sending);
+	while (!atomic_load(&remote->lost)) {
+		if (!remote->batch.used) {
+			remote->batch.idle = true;
+			pthread_cond_wait(&remote->batch.filled, &remote->sending);
+			remote->batch.idle = false;
+			continue;
+		}
+		pthread_mutex_unlock(&remote->sending);
+		nanosleep(&soon, NULL);
+		pthread_mutex_lock(&remote->sending);
+		if (remote->batch.used && !atomic_load(&remote->lost))
+			put_all(remote, NULL, 0);
+	}
+	remote->batch.running = false;
+	pthread_mutex_unlock(&remote->sending);
+	return argument;
+}
+
+/* See that what was gathered is sent. `sending` is held. */
+static bool send_soon(struct remote *remote)
+{
+	struct batch *batch = &remote->batch;
+	sigset_t all, before;
+	pthread_t thread;
+
+	if (batch->running) {
+		if (batch->idle)
+			pthread_cond_signal(&batch->filled);
+		return true;
+	}
+	/* The program's signals are for the program's threads. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	batch->running = !pthread_create(&thread, NULL, send_gathered, remote);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (!batch->running)
+		return put_all(remote, NULL, 0);
+	pthread_detach(thread);
+	return true;
+}
+
+/* Give a request its number, and a place to who waits for its answer. Returns false if the lender is lost. */
+static bool enlist(struct remote *remote, struct request *request, struct waiter *waiter)
+{
+	struct waiter **link = &remote->first;
+	bool there;
+
 	pthread_mutex_lock(&remote->lock);
-	sent = !atomic_load(&remote->lost);
-	if (sent) {
+	there = !atomic_load(&remote->lost);
+	if (there) {
 		request->sequence = ++remote->sequence;
 		if (waiter) {
 			waiter->next = NULL;
@@ -249,18 +325,31 @@ bool remote_send(struct remote *remote, struct request *request, const struct io
 				link = &(*link)->next;
 			*link = waiter;
 		}
-	} else {
-		drop(waiter);
 	}
 	pthread_mutex_unlock(&remote->lock);
-	if (sent) {
+	return there;
+}
+
+bool remote_send(struct remote *remote, struct request *request, const struct iovec *pieces, unsigned count,
+		 struct waiter *waiter)
+{
+	struct iovec all[PIECES_MAX];
+	uint8_t header[REQUEST_SIZE];
+	bool sent;
+
+	all[0] = (struct iovec){.iov_base = header, .iov_len = sizeof header};
+	for (unsigned i = 0; i < count; i++)
+		all[i + 1] = pieces[i];
+	pthread_mutex_lock(&remote->sending);
+	sent = enlist(remote, request, waiter);
+	if (!sent) {
+		drop(waiter);
+	} else {
 		cuda_request_pack(header, request);
-		all[0] = (struct iovec){.iov_base = header, .iov_len = sizeof header};
-		for (unsigned i = 0; i < count; i++)
-			all[i + 1] = pieces[i];
-		sent = put(remote, all, count + 1);
-		if (!sent)
-			lose_sending(remote);
+		if (!waiter && batch_add(&remote->batch, all, count + 1))
+			sent = send_soon(remote);
+		else
+			sent = put_all(remote, all, count + 1);
 	}
 	pthread_mutex_unlock(&remote->sending);
 	return sent;
@@ -292,17 +381,25 @@ static bool say_hello(struct remote *remote)
 	return good;
 }
 
-bool remote_open(struct remote *remote, const char *path, unsigned gpu)
+void remote_init(struct remote *remote, int fd, unsigned gpu)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-
 	memset(remote, 0, sizeof *remote);
+	remote->fd = fd;
 	remote->gpu = gpu;
-	remote->patience = HELLO_MS;
+	remote->patience = -1;
 	pthread_mutex_init(&remote->sending, NULL);
 	pthread_mutex_init(&remote->lock, NULL);
 	pthread_mutex_init(&remote->known, NULL);
 	pthread_cond_init(&remote->moved, NULL);
+	batch_init(&remote->batch);
+}
+
+bool remote_open(struct remote *remote, const char *path, unsigned gpu)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+
+	remote_init(remote, -1, gpu);
+	remote->patience = HELLO_MS;
 	if (strlen(path) >= sizeof address.sun_path)
 		return false;
 	strcpy(address.sun_path, path);

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <sys/uio.h>
 
+#include "batch.h"
 #include "table.h"
 #include "wire.h"
 
@@ -38,8 +39,9 @@ struct remote {
 	int version;  /* of the lender's driver */
 	atomic_bool lost;
 
-	pthread_mutex_t sending;
+	pthread_mutex_t sending; /* of these two */
 	uint32_t sequence;
+	struct batch batch;
 
 	pthread_mutex_t lock; /* of what follows */
 	pthread_cond_t moved;
@@ -64,9 +66,16 @@ struct remote {
 /* Connect to a Unix socket and say hello. Returns false where there is no GPU behind it. */
 bool remote_open(struct remote *remote, const char *path, unsigned gpu);
 
-/* Send a request, made of pieces; `waiter` NULL: nobody waits. Returns false if the lender is lost. */
+/* Prepare what sending and waiting need; `fd` is a connected stream socket. */
+void remote_init(struct remote *remote, int fd, unsigned gpu);
+
+/* Send a request, made of pieces; `waiter` NULL: nobody waits, and a small one may wait for more. Returns false if the
+ * lender is lost. */
 bool remote_send(struct remote *remote, struct request *request, const struct iovec *pieces, unsigned count,
 		 struct waiter *waiter);
+
+/* The process ends: send what waits for more, if that can be done at once. */
+void remote_end(struct remote *remote);
 
 /* Returns once the answer is there, or false: the lender is lost. */
 bool remote_wait(struct remote *remote, struct waiter *waiter);

@@ -1,7 +1,6 @@
 /* What a lender sends to a guest's libcuda.so.1: answers, to requests of which some are waited for. */
 #include "input.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -29,12 +28,7 @@ int fuzz_input(const uint8_t *data, size_t size)
 		free(later);
 		return 0;
 	}
-	memset(&remote, 0, sizeof remote);
-	remote.fd = ends[0];
-	remote.patience = -1;
-	pthread_mutex_init(&remote.sending, NULL);
-	pthread_mutex_init(&remote.lock, NULL);
-	pthread_cond_init(&remote.moved, NULL);
+	remote_init(&remote, ends[0], 0);
 	must(send(ends[1], data, size, MSG_NOSIGNAL) == (ssize_t)size || !size);
 	shutdown(ends[1], SHUT_WR);
 	*later = (struct waiter){.own = true};
