@@ -1,13 +1,13 @@
-/* What a link alone takes, for tools/bench-gpu: answers and streams of bytes over plain TCP or a guest's port.
+/* What a link alone takes, for tools/bench-gpu: answers and streams of bytes over plain TCP, or the way that calls take.
  *
- *   gpu-floor serve         prints the TCP port of every address that it listens on; serves until its input ends
+ *   gpu-floor serve [PATH]  prints the TCP port of every address that it listens on; serves until its input ends, those who
+ *                           connect to the Unix socket PATH too
  *   gpu-floor PORT|PATH     reads lines: `ping COUNT`, `h2d BYTES`, `d2h BYTES`; prints the seconds of each
  *
  * A request is one letter and eight bytes of a number, little endian. p: one byte comes back; h: so many bytes follow,
  * and one byte comes back; d: so many bytes come back.
  */
 #include <arpa/inet.h>
-#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -108,13 +109,28 @@ static void *accept_all(void *argument)
 	return NULL;
 }
 
-static int serve(void)
+static int listen_at(const char *path)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+
+	strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+	return bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, 16) < 0 ? -1 : fd;
+}
+
+static int serve(const char *path)
 {
 	struct sockaddr_in address = {.sin_family = AF_INET};
-	static int listener;
+	static int listener, other;
 	socklen_t length = sizeof address;
 	pthread_t thread;
 	char byte;
+
+	other = path ? listen_at(path) : -1;
+	if (path && other < 0) {
+		perror(path);
+		return 1;
+	}
 
 	listener = socket(AF_INET, SOCK_STREAM, 0);
 	if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 16) < 0 ||
@@ -125,6 +141,8 @@ static int serve(void)
 	printf("%d\n", ntohs(address.sin_port));
 	fflush(stdout);
 	pthread_create(&thread, NULL, accept_all, &listener);
+	if (path)
+		pthread_create(&thread, NULL, accept_all, &other);
 	while (read(0, &byte, 1) > 0)
 		;
 	return 0;
@@ -135,8 +153,13 @@ static int reach(const char *where)
 	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	int fd;
 
-	if (where[0] == '/')
-		return open(where, O_RDWR);
+	if (where[0] == '/') {
+		struct sockaddr_un path = {.sun_family = AF_UNIX};
+
+		strncpy(path.sun_path, where, sizeof path.sun_path - 1);
+		fd = socket(AF_UNIX, SOCK_STREAM, 0);
+		return connect(fd, (struct sockaddr *)&path, sizeof path) ? -1 : fd;
+	}
 	fd = socket(AF_INET, SOCK_STREAM, 0);
 	address.sin_port = htons((uint16_t)atoi(where));
 	undelayed(fd);
@@ -162,10 +185,10 @@ int main(int argc, char **argv)
 	unsigned long amount;
 	int fd;
 
-	if (argc != 2)
+	if (argc == 3 ? strcmp(argv[1], "serve") : argc != 2)
 		return 2;
 	if (!strcmp(argv[1], "serve"))
-		return serve();
+		return serve(argv[2]);
 	fd = reach(argv[1]);
 	if (fd < 0) {
 		perror("gpu-floor");

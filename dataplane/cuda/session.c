@@ -6,11 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "serve_calls.h"
 
-enum { BUFFER = 256 * 1024 };
+enum { BUFFER = 256 * 1024, LARGE = 64 * 1024, AHEAD = 64 };
 
 void session_init(struct session *session, const struct driver *driver, struct account *account, struct client *client,
 		  int device)
@@ -138,9 +139,35 @@ static int enter(struct session *session, uint64_t context)
 	return result;
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static uint32_t microseconds(uint64_t ns)
+{
+	return ns / 1000 < UINT32_MAX ? (uint32_t)(ns / 1000) : UINT32_MAX;
+}
+
+/* Tell what it took, for whoever counts calls on their way. */
+static void note_time(struct session *session, const struct request *request, uint64_t began, struct answer *answer)
+{
+	answer->at_ns = now_ns();
+	answer->took_us = microseconds(answer->at_ns - began);
+	answer->before_us = microseconds(session->unanswered_ns);
+	if (request->flags & REQUEST_ANSWER)
+		session->unanswered_ns = 0;
+	else
+		session->unanswered_ns += answer->at_ns - began;
+}
+
 bool session_serve(struct session *session, const struct request *request, const uint8_t *body, struct writer *out,
 		   struct answer *answer)
 {
+	uint64_t began = now_ns();
 	struct reader in = {.at = body, .end = body + request->length};
 	struct entry *entry;
 	int result;
@@ -170,6 +197,7 @@ bool session_serve(struct session *session, const struct request *request, const
 	if (out->failed)
 		return false;
 	answer->length = (uint32_t)(out->used - ANSWER_SIZE);
+	note_time(session, request, began, answer);
 	answer_pack(out->data, answer);
 	return true;
 }
@@ -178,16 +206,20 @@ bool session_serve(struct session *session, const struct request *request, const
 
 struct source {
 	int fd;
+	bool bulk; /* the last request was large: no more than a header is read ahead, so that a body is not copied */
 	uint8_t *data;
 	size_t start, end;
 };
 
 static bool refill(struct source *source)
 {
+	size_t room = BUFFER - source->end;
 	ssize_t count;
 
+	if (source->bulk && room > AHEAD)
+		room = AHEAD;
 	do
-		count = recv(source->fd, source->data + source->end, BUFFER - source->end, 0);
+		count = recv(source->fd, source->data + source->end, room, 0);
 	while (count < 0 && errno == EINTR);
 	if (count > 0)
 		source->end += (size_t)count;
@@ -206,12 +238,11 @@ static const uint8_t *take(struct source *source, size_t size, struct writer *la
 {
 	const uint8_t *at;
 	uint8_t *room;
-	size_t have;
+	size_t have = source->end - source->start;
 
-	if (size > BUFFER) {
+	if (size > LARGE && have < size) {
 		writer_begin(large, 0);
 		room = write_room(large, size);
-		have = source->end - source->start;
 		if (!room)
 			return NULL;
 		memcpy(room, source->data + source->start, have);
@@ -266,6 +297,7 @@ static bool serve_next(struct session *session, struct source *source, struct wr
 		fputs("vmcoal-cuda: refused what is no request\n", stderr);
 		return false;
 	}
+	source->bulk = request.length > LARGE;
 	body = take(source, request.length, large);
 	if (!body)
 		return false;

@@ -16,6 +16,7 @@ struct session {
 	struct table table;
 	uint64_t context;    /* of the request that is served; 0: none */
 	uint64_t current;    /* the one that the driver has been told; 0: none */
+	uint64_t unanswered_ns; /* what the requests since the last answer took */
 	struct writer spare; /* for what is copied on its way */
 };
 
@@ -26,7 +27,7 @@ void session_init(struct session *session, const struct driver *driver, struct a
 		  int device);
 void session_free(struct session *session);
 
-/* Serve one request. The answer's body is in `out`, behind room for its header. Returns false where the request cannot
+/* Serve one request, the last of which has come. The answer is in `out`. Returns false where the request cannot
  * have come from our client: the connection is to be ended. */
 bool session_serve(struct session *session, const struct request *request, const uint8_t *body, struct writer *out,
 		   struct answer *answer);

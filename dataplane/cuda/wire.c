@@ -47,6 +47,9 @@ void answer_pack(uint8_t *out, const struct answer *answer)
 	put(out + 4, answer->sequence, 4);
 	put(out + 8, (uint32_t)answer->result, 4);
 	put(out + 12, (uint32_t)answer->late, 4);
+	put(out + 16, answer->took_us, 4);
+	put(out + 20, answer->before_us, 4);
+	put(out + 24, answer->at_ns, 8);
 }
 
 void answer_parse(const uint8_t *data, struct answer *answer)
@@ -55,6 +58,9 @@ void answer_parse(const uint8_t *data, struct answer *answer)
 	answer->sequence = (uint32_t)get(data + 4, 4);
 	answer->result = (int32_t)get(data + 8, 4);
 	answer->late = (int32_t)get(data + 12, 4);
+	answer->took_us = (uint32_t)get(data + 16, 4);
+	answer->before_us = (uint32_t)get(data + 20, 4);
+	answer->at_ns = get(data + 24, 8);
 }
 
 const uint8_t *read_raw(struct reader *in, size_t size)

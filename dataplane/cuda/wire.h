@@ -1,6 +1,6 @@
 /* The messages between a guest's libcuda.so.1 and the server of its lender (docs/internals/cuda-protocol.md).
  *
- * A request is a header of 24 bytes and a body, an answer a header of 16 bytes and a body; little endian. Numbers in a
+ * A request is a header of 24 bytes and a body, an answer a header of 32 bytes and a body; little endian. Numbers in a
  * body take eight bytes, texts and arrays eight bytes of length before them.
  */
 #pragma once
@@ -11,7 +11,7 @@
 
 enum {
 	REQUEST_SIZE = 24,
-	ANSWER_SIZE = 16,
+	ANSWER_SIZE = 32,
 	PIECE = 1024 * 1024,	      /* of a copy */
 	SMALL_MAX = 64 * 1024,	      /* the body of an ordinary message */
 	BODY_MAX = 64 * 1024 * 1024,  /* that of one with a module */
@@ -24,7 +24,7 @@ enum {
 	LAUNCH_ATTRIBUTE_SIZE = 64,
 };
 
-#define CUDA_HELLO "vmcoal-cuda 1"
+#define CUDA_HELLO "vmcoal-cuda 2"
 
 enum request_flag {
 	REQUEST_ANSWER = 1,  /* the client waits */
@@ -42,6 +42,9 @@ struct answer {
 	uint32_t length, sequence;
 	int32_t result;
 	int32_t late; /* the failure of an earlier request, or 0 */
+	uint32_t took_us;   /* this request, from its last byte to its answer */
+	uint32_t before_us; /* the requests without an answer since the last one that had one */
+	uint64_t at_ns;     /* of the lender's clock */
 };
 
 enum handle_type {

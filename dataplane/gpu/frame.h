@@ -11,7 +11,7 @@ enum {
 	FRAME_HEADER = 8,
 	FRAME_MAX = 64 * 1024, /* of a payload */
 	STREAMS = 64,	       /* numbered from 1 on */
-	WINDOW = 1024 * 1024,  /* bytes of a stream and direction that may be under way */
+	WINDOW = 2048 * 1024,  /* bytes of a stream and direction that may be under way */
 	HELLO_NONCE = 16,
 };
 
@@ -23,7 +23,7 @@ enum frame_type {
 	FRAME_CLOSE = 5,  /* nothing more comes; the other end answers in kind */
 };
 
-#define HELLO_TEXT "vmcoal-gpu 1"
+#define HELLO_TEXT "vmcoal-gpu 2"
 
 struct frame {
 	enum frame_type type;

@@ -8,6 +8,9 @@
 /* Where ReplyMsg_t has what is counted; its times are nanoseconds of the lender's clock. */
 enum { FAILED = 24, DATA_SIZE = 32, READ_AT = 88, WRITTEN_AT = 104 };
 
+/* Where CUDA's messages have it, behind the length of their bodies. */
+enum { CUDA_FLAGS = 6, CUDA_WAITED_FOR = 1, CUDA_RESULT = 8, CUDA_LATE = 12, CUDA_TOOK = 16, CUDA_BEFORE = 20, CUDA_AT = 24 };
+
 static const uint64_t longest_ns = 24ull * 3600 * 1000000000;
 
 static uint64_t number_at(const uint8_t *data)
@@ -45,21 +48,8 @@ void meter_close(struct meter *meter)
 	meter->page = NULL;
 }
 
-/* The lender is not trusted: times that cannot be are left out. */
-static void note_call(struct meter *meter, const uint8_t *reply)
+static void note_busy(struct meter *meter, uint64_t began, uint64_t ended)
 {
-	uint64_t began = number_at(reply + READ_AT), ended = number_at(reply + WRITTEN_AT), us;
-	unsigned bucket = 0;
-
-	add(&meter->page->calls, 1);
-	if (frame_number(reply + FAILED))
-		add(&meter->page->failed, 1);
-	if (!began || ended < began || ended - began > longest_ns)
-		return;
-	us = (ended - began) / 1000;
-	while (bucket < METER_BUCKETS - 1 && us >> bucket)
-		bucket++;
-	add(&meter->page->latency[bucket], 1);
 	if (meter->busy_until > began && meter->busy_until - began <= longest_ns)
 		began = meter->busy_until;
 	if (ended > began) {
@@ -68,22 +58,70 @@ static void note_call(struct meter *meter, const uint8_t *reply)
 	}
 }
 
-static void read_replies(struct meter *meter, struct meter_stream *stream, const uint8_t *data, size_t size)
+static void note_latency(struct meter *meter, uint64_t us)
+{
+	unsigned bucket = 0;
+
+	while (bucket < METER_BUCKETS - 1 && us >> bucket)
+		bucket++;
+	add(&meter->page->latency[bucket], 1);
+}
+
+static void note_call(struct meter *meter, bool failed)
+{
+	add(&meter->page->calls, 1);
+	if (failed)
+		add(&meter->page->failed, 1);
+}
+
+/* The lender is not trusted: times that cannot be are left out. */
+static uint64_t read_reply(struct meter *meter, const uint8_t *reply)
+{
+	uint64_t began = number_at(reply + READ_AT), ended = number_at(reply + WRITTEN_AT);
+
+	note_call(meter, frame_number(reply + FAILED));
+	if (began && ended >= began && ended - began <= longest_ns) {
+		note_latency(meter, (ended - began) / 1000);
+		note_busy(meter, began, ended);
+	}
+	return number_at(reply + DATA_SIZE);
+}
+
+static uint64_t read_cuda_answer(struct meter *meter, const uint8_t *answer)
+{
+	uint64_t took = frame_number(answer + CUDA_TOOK), ended = number_at(answer + CUDA_AT);
+	uint64_t busy = (took + frame_number(answer + CUDA_BEFORE)) * 1000;
+
+	note_call(meter, frame_number(answer + CUDA_RESULT) || frame_number(answer + CUDA_LATE));
+	note_latency(meter, took);
+	if (ended >= busy && busy <= longest_ns)
+		note_busy(meter, ended - busy, ended);
+	return frame_number(answer);
+}
+
+static uint64_t read_cuda_request(struct meter *meter, const uint8_t *request)
+{
+	if (!(request[CUDA_FLAGS] & CUDA_WAITED_FOR))
+		note_call(meter, false);
+	return frame_number(request);
+}
+
+static void read_messages(struct meter *meter, struct meter_messages *messages, size_t head,
+			  uint64_t (*read)(struct meter *, const uint8_t *), const uint8_t *data, size_t size)
 {
 	while (size) {
-		size_t take = stream->skip < size ? (size_t)stream->skip : size;
+		size_t take = messages->skip < size ? (size_t)messages->skip : size;
 
 		if (!take) {
-			take = REPLY_HEAD - stream->have < size ? REPLY_HEAD - stream->have : size;
-			memcpy(stream->head + stream->have, data, take);
-			stream->have += take;
-			if (stream->have == REPLY_HEAD) {
-				stream->have = 0;
-				stream->skip = number_at(stream->head + DATA_SIZE);
-				note_call(meter, stream->head);
+			take = head - messages->have < size ? head - messages->have : size;
+			memcpy(messages->head + messages->have, data, take);
+			messages->have += take;
+			if (messages->have == head) {
+				messages->have = 0;
+				messages->skip = read(meter, messages->head);
 			}
 		} else {
-			stream->skip -= take;
+			messages->skip -= take;
 		}
 		data += take;
 		size -= take;
@@ -99,8 +137,12 @@ static void payload(struct meter *meter, struct meter_side *side, const uint8_t 
 	if (side->head[0] != FRAME_DATA)
 		return;
 	add(side == &meter->out ? &meter->page->bytes_out : &meter->page->bytes_in, size);
-	if (side == &meter->in && stream->service < CALL_SERVICES)
-		read_replies(meter, stream, data, size);
+	if (stream->service != CUDA_SERVICE && side == &meter->in)
+		read_messages(meter, &stream->in, REPLY_HEAD, read_reply, data, size);
+	else if (stream->service == CUDA_SERVICE && side == &meter->in)
+		read_messages(meter, &stream->in, CUDA_ANSWER, read_cuda_answer, data, size);
+	else if (stream->service == CUDA_SERVICE)
+		read_messages(meter, &stream->out, CUDA_REQUEST, read_cuda_request, data, size);
 }
 
 static bool good_head(const uint8_t *head)

@@ -16,14 +16,15 @@ enum {
 	METER_BUCKETS = 24, /* as the pager's histograms: less than 2^i microseconds */
 	METER_VERSION = 1,
 	REPLY_HEAD = 144, /* of PoCL-Remote 6.0's ReplyMsg_t (include/messages.h), which answers each of its calls */
-	CALL_SERVICES = 2, /* the services whose answers are such */
+	CUDA_SERVICE = 2, /* the others are PoCL-Remote's */
+	CUDA_REQUEST = 24, CUDA_ANSWER = 32, /* cuda/wire.h: most of its calls have no answer, so requests are read too */
 };
 
 /* The file: little endian, 64 bits each. */
 struct meter_page {
 	uint64_t version;
 	_Atomic uint64_t bytes_out, bytes_in; /* payload to and from the lender */
-	_Atomic uint64_t calls, failed;	      /* answers, and those that say that the call failed */
+	_Atomic uint64_t calls, failed;	      /* those that were answered or need no answer; answers that tell of a failure */
 	_Atomic uint64_t busy_us;	      /* in which at least one call was under way at the lender */
 	_Atomic uint64_t latency[METER_BUCKETS];
 };
@@ -35,11 +36,16 @@ struct meter_side {
 	uint32_t left; /* of the payload */
 };
 
-struct meter_stream {
-	unsigned service;
+/* The messages of a stream, one way. */
+struct meter_messages {
 	uint8_t head[REPLY_HEAD];
 	size_t have;
-	uint64_t skip; /* bytes of data behind an answer */
+	uint64_t skip; /* bytes of data behind a head */
+};
+
+struct meter_stream {
+	unsigned service;
+	struct meter_messages out, in;
 };
 
 struct meter {

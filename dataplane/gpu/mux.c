@@ -3,7 +3,7 @@
 #include <string.h>
 
 enum {
-	TELL = WINDOW / 4,	/* credit is given back in pieces of this */
+	TELL = WINDOW / 8,	/* credit is given back in pieces of this */
 	SPARE = 8 * 1024,	/* room in `out` that data leaves */
 	SPARE_FRAME = SPARE / 2, /* and what frames that came leave of it: every credit and end that may be due */
 };

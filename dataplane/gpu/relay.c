@@ -16,7 +16,7 @@ enum {
 	EVENTS = 16,
 	ROUNDS = 8,			 /* reads of one program before the others get their turn */
 	PAGE = 4096,			 /* a guest's port gives no more at a time */
-	TELL = WINDOW / 4,		 /* credit is given back in pieces of this */
+	TELL = WINDOW / 8,		 /* credit is given back in pieces of this */
 	OUT_ROOM = 512 * 1024,		 /* from here on programs are not read */
 	SPARE = 8 * 1024,		 /* and this is for credits and ends: no stream has more than a few due */
 	HELLO_LENGTH = sizeof HELLO_TEXT - 1 + HELLO_NONCE,

@@ -78,12 +78,67 @@ static void count_in_pieces(size_t piece)
 	unlink(path);
 }
 
+static void cuda_request(uint8_t *out, uint32_t length, uint8_t flags)
+{
+	memset(out, 0, CUDA_REQUEST);
+	frame_put_number(out, length);
+	out[6] = flags;
+}
+
+static void cuda_answer(uint8_t *out, uint32_t length, uint32_t result, uint32_t took, uint32_t before, uint64_t at)
+{
+	memset(out, 0, CUDA_ANSWER);
+	frame_put_number(out, length);
+	frame_put_number(out + 8, result);
+	frame_put_number(out + 16, took);
+	frame_put_number(out + 20, before);
+	put64(out + 24, at);
+}
+
+/* Of CUDA's calls most have no answer. */
+static void count_cuda_in_pieces(size_t piece)
+{
+	static const uint8_t cuda = CUDA_SERVICE;
+	char path[] = "/tmp/test-meter-XXXXXX";
+	uint8_t requests[3 * CUDA_REQUEST + 100], answers[2 * CUDA_ANSWER + 50];
+	struct meter meter;
+	int fd = mkstemp(path);
+
+	CHECK(fd >= 0);
+	close(fd);
+	CHECK(meter_open(&meter, path));
+	cuda_request(requests, 100, 0);
+	memset(requests + CUDA_REQUEST, 0xff, 100);
+	cuda_request(requests + CUDA_REQUEST + 100, 0, 1);
+	cuda_request(requests + 2 * CUDA_REQUEST + 100, 0, 3);
+	used = 0;
+	put(FRAME_OPEN, 3, &cuda, 1);
+	put(FRAME_DATA, 3, requests, sizeof requests);
+	for (size_t at = 0; at < used; at += piece)
+		meter_sent(&meter, bytes + at, used - at < piece ? used - at : piece);
+	CHECK(meter.page->calls == 1);
+	cuda_answer(answers, 50, 0, 3, 4, 1000000);
+	memset(answers + CUDA_ANSWER, 0xff, 50);
+	cuda_answer(answers + CUDA_ANSWER + 50, 0, 700, 2, 0, 9); /* of a time that cannot be */
+	used = 0;
+	put(FRAME_DATA, 3, answers, sizeof answers);
+	for (size_t at = 0; at < used; at += piece)
+		meter_came(&meter, bytes + at, used - at < piece ? used - at : piece);
+	CHECK(meter.page->calls == 3 && meter.page->failed == 1);
+	CHECK(meter.page->latency[2] == 2);
+	CHECK(meter.page->busy_us == 7);
+	meter_close(&meter);
+	unlink(path);
+}
+
 int main(void)
 {
 	struct meter off;
 
-	for (size_t piece = 1; piece < 200; piece += 7)
+	for (size_t piece = 1; piece < 200; piece += 7) {
 		count_in_pieces(piece);
+		count_cuda_in_pieces(piece);
+	}
 	CHECK(!meter_open(&off, "/nothing/here"));
 	meter_sent(&off, bytes, used);
 	return 0;

@@ -132,7 +132,7 @@ static void no_more_is_sent_than_the_guest_takes(void)
 	CHECK(sent == WINDOW);
 	CHECK(give(FRAME_CREDIT, 1, "\0\1\0\0", 4));
 	CHECK(mux_may_send(&mux, 1) == 256);
-	CHECK(!give(FRAME_CREDIT, 1, "\0\0\20\0", 4));
+	CHECK(!give(FRAME_CREDIT, 1, "\0\0\40\0", 4));
 	CHECK_TEXT(mux.why, "it took more than it was sent");
 }
 

@@ -75,7 +75,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     made.close()
 
 
-def hello(text: bytes = b"vmcoal-cuda 1\0", sequence: int = 1) -> bytes:
+def hello(text: bytes = b"vmcoal-cuda 2\0", sequence: int = 1) -> bytes:
     body = struct.pack("<Q", len(text)) + text
     return struct.pack("<IHHQII", len(body), 0, 1, 0, sequence, 0) + body
 
@@ -180,9 +180,9 @@ def test_an_answer_that_is_none_is_an_error_to_the_program(tmp_path: Path) -> No
             peer, _ = listener.accept()
             with peer:
                 peer.recv(4096)
-                peer.sendall(struct.pack("<IIiI", 8, 1, 0, 0) + struct.pack("<Q", 12090))
+                peer.sendall(struct.pack("<IIiI16x", 8, 1, 0, 0) + struct.pack("<Q", 12090))
                 peer.recv(4096)
-                peer.sendall(struct.pack("<IIiI", 1 << 30, 2, 0, 0) + bytes(64))
+                peer.sendall(struct.pack("<IIiI16x", 1 << 30, 2, 0, 0) + bytes(64))
                 out, _ = one.communicate(timeout=60)
     assert one.returncode == 1
     assert LOST in out

@@ -27,7 +27,7 @@ from vmcoal.model.gpu import GpuLimits
 
 pytestmark = pytest.mark.contract
 
-HELLO = bytes([1, 0, 0, 0, 28, 0, 0, 0]) + b"vmcoal-gpu 1" + b"0123456789abcdef"
+HELLO = bytes([1, 0, 0, 0, 28, 0, 0, 0]) + b"vmcoal-gpu 2" + b"0123456789abcdef"
 
 PROGRAM = opencl_add(1 << 18)
 

@@ -14,7 +14,7 @@ from vmcoal.model.gpu import GpuDevice
 async def cuda_device(monkeypatch: pytest.MonkeyPatch) -> GpuDevice:
     """Return the stand-in's device, which is found as a lender finds any other; the test is skipped where it cannot be
     lent."""
-    if why := missing():
+    if why := missing(opencl=False):
         pytest.skip(f"GPUs cannot be lent here: {why}; tools/setup installs what is needed")
     monkeypatch.setenv("VMCOAL_CUDA_DRIVER", str(helper("libvmcoal-cuda-standin.so")))
     (device,) = cuda.join([], await cuda.find_cuda())

@@ -38,6 +38,10 @@ async def test_a_program_computes_and_the_library_goes(shed: Scene) -> None:
     assert gpu.gpu.name == "vmcoal stand-in"
     assert gpu.gpu.id == "cuda:0"
     assert shed.exec("/tmp/program", "vadd", "errors") == f"{FIRST}right\nright\n"
+    (seen,) = shed.status().gpus
+    assert seen.calls > sum(seen.latency) > 5  # a launch has no answer, and no time of its own
+    assert seen.failed
+    assert seen.busy > 0
     assert shed.shell("ls /etc/OpenCL/vendors 2>/dev/null; true") == ""
     assert shed.detach("--gpu").gpus_removed == 1
     assert "libcuda.so.1: cannot open shared object" in shed.shell("/tmp/program vadd 2>&1; true")

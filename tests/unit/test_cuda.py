@@ -14,7 +14,8 @@ from vmcoal.errors import PrerequisiteError, UsageError
 from vmcoal.guest.images import guest_files
 from vmcoal.host.cuda import CudaDevice, driver, join
 from vmcoal.host.opencl import choose
-from vmcoal.lending.gpu_server import bridge_argv, cuda_argv, sandboxed
+from vmcoal.lending import gpu_server
+from vmcoal.lending.gpu_server import bridge_argv, cuda_argv, sandboxed, servable
 from vmcoal.model.gpu import GpuDevice, GpuKind
 from vmcoal.model.units import GIB
 
@@ -75,6 +76,23 @@ def test_the_generated_calls_are_up_to_date() -> None:
     argv = [sys.executable, str(ROOT / "tools/generate-cuda"), "--check"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_without_pocl_what_cuda_knows_can_be_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str) -> Path:
+        if name == "pocld":
+            raise PrerequisiteError("pocld was not built")
+        return Path(f"/bin/{name}")
+
+    monkeypatch.setattr(gpu_server, "find_binary", find)
+    monkeypatch.setattr(gpu_server.shutil, "which", lambda _: "/bin/bwrap")
+    both = GpuDevice(name="T4", kind=GpuKind.GPU, memory=1, platform=1, index=2, cuda=3)
+    cpu = GpuDevice(name="EPYC", kind=GpuKind.CPU, memory=1)
+    assert [device.id for device in servable([cpu, both])] == ["cuda:3"]
+    with pytest.raises(PrerequisiteError, match="pocld was not built"):
+        servable([cpu])
+    monkeypatch.setattr(gpu_server, "find_binary", lambda name: Path(f"/bin/{name}"))
+    assert servable([cpu, both]) == [cpu, both]
 
 
 @pytest.fixture

@@ -112,6 +112,8 @@ def _server(host: Host) -> Seen:
 
     del host
     why = missing()
+    if why and not missing(opencl=False):
+        why += "; CUDA devices can be lent without it"
     return Seen(False, why, REMEDY) if why else Seen(True, "PoCL-Remote's pocld and vmcoal-cuda, in sandboxes of bwrap")
 
 

@@ -26,7 +26,7 @@ from vmcoal.lending.capacity import check_capacity
 from vmcoal.lending.control import Commands
 from vmcoal.lending.desk import Desk
 from vmcoal.lending.entry import Capacity, Entry, Limits
-from vmcoal.lending.gpu_server import REMEDY, GpuServers, missing
+from vmcoal.lending.gpu_server import GpuServers, servable
 from vmcoal.lending.journal import LenderJournal
 from vmcoal.lending.listening import listen
 from vmcoal.lending.memory_server import MemoryServers, resident
@@ -268,9 +268,7 @@ async def _devices(wanted: str) -> tuple[GpuDevice, ...]:
     from vmcoal.host.cuda import find_devices
     from vmcoal.host.opencl import choose
 
-    if why := missing():
-        raise PrerequisiteError(f"this host cannot lend GPUs: {why}", hint=REMEDY)
-    return tuple(choose(await find_devices(), wanted))
+    return tuple(choose(servable(await find_devices()), wanted))
 
 
 def _bind(host: str, port: int, *, option: str) -> socket.socket:

@@ -17,6 +17,8 @@ import stat
 import struct
 from pathlib import Path
 
+import msgspec
+
 from vmcoal.backends import nbd
 from vmcoal.errors import ExecutionError, NotFoundError, PrerequisiteError
 from vmcoal.holding.binaries import find_binary
@@ -33,7 +35,7 @@ BRIDGE, SERVER, CUDA = "serve-", "pocld-", "cuda-"
 """How the ids of the children begin; the rest is the lease."""
 
 _START, _CUDA_START = 30.0, 60.0  # a real driver takes seconds to initialize
-_CUDA_HELLO = b"vmcoal-cuda 1\0"
+_CUDA_HELLO = b"vmcoal-cuda 2\0"
 _PROGRAM, _DRIVER = "/server", "/driver"
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt/rocm")
 # What finds devices; not what tells of the kernel and the firmware, which root's files do to a lender that is root.
@@ -44,15 +46,28 @@ _ENV = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/tmp", "LC_ALL": "C"} 
 REMEDY = "run tools/setup, which builds PoCL-Remote, and install bubblewrap: apt install bubblewrap"
 
 
-def missing() -> str | None:
-    """Return why this host cannot serve GPUs, or ``None``."""
+def missing(*, opencl: bool = True) -> str | None:
+    """Return why this host cannot serve GPUs, or ``None``; without ``opencl`` those that only CUDA knows."""
     try:
-        find_binary("pocld")
-        find_binary("vmcoal-gpu")
-        find_binary("vmcoal-cuda")
+        for name in ("vmcoal-gpu", "vmcoal-cuda", *(("pocld",) if opencl else ())):
+            find_binary(name)
     except PrerequisiteError as error:
         return error.message
     return None if shutil.which("bwrap") else "bwrap is not installed, and kernels must not run outside of a sandbox"
+
+
+def servable(found: list[GpuDevice]) -> list[GpuDevice]:
+    """Return what of ``found`` this host has servers for: without pocld the CUDA devices, as such.
+
+    Raises `PrerequisiteError` where there is none.
+    """
+    why = missing()
+    if why is None:
+        return found
+    cuda = [msgspec.structs.replace(device, opencl=False) for device in found if device.cuda is not None]
+    if not cuda or missing(opencl=False):
+        raise PrerequisiteError(f"this host cannot lend GPUs: {why}", hint=REMEDY)
+    return cuda
 
 
 class GpuServers(LeaseServers[GpuServer]):
@@ -182,7 +197,7 @@ class GpuServers(LeaseServers[GpuServer]):
                 reader, writer = await asyncio.open_unix_connection(str(home / "cuda"))
                 try:
                     writer.write(request)
-                    _, _, result, _ = struct.unpack("<IIiI", await reader.readexactly(16))
+                    _, _, result, _ = struct.unpack("<IIiI16x", await reader.readexactly(32))
                 finally:
                     writer.close()
         except (TimeoutError, OSError, asyncio.IncompleteReadError) as error:
