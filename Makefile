@@ -10,7 +10,7 @@ SOURCES := $(shell find vmcoal qmp guest-agent dataplane tools/list-sources meso
 TESTS ?= tests
 PYTEST_ARGS ?=
 
-.PHONY: help setup demo lab-tour test lint format docs bench bench-attach bench-memory bench-policy bench-programs bench-guest bench-gpu soak clean
+.PHONY: help setup demo lab-tour test lint format docs bench bench-attach bench-memory bench-policy bench-programs bench-guest bench-gpu bench-compress soak clean
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -61,6 +61,9 @@ bench-attach: setup
 bench-memory: setup
 	@PYTHONPATH=tests $(PYTHON) tools/bench-memory
 
+bench-compress: setup
+	@PYTHONPATH=tests $(PYTHON) tools/bench-compress
+
 bench-policy: setup
 	@PYTHONPATH=tests $(PYTHON) tools/bench-policy $(BENCH_ARGS)
 
@@ -75,7 +78,7 @@ bench-gpu: setup
 
 # Each target of its own takes BENCH_ARGS; together they take none.
 bench: BENCH_ARGS :=
-bench: bench-attach bench-memory bench-policy bench-programs bench-guest bench-gpu
+bench: bench-attach bench-memory bench-compress bench-policy bench-programs bench-guest bench-gpu
 
 soak: setup
 	$(PYTHON) -m pytest -m soak $(PYTEST_ARGS)

@@ -206,6 +206,15 @@ static bool do_loss(struct call *call)
 	return true;
 }
 
+static bool do_compress(struct call *call)
+{
+	struct region *region = need(call);
+
+	if (region)
+		region_pack(call->engine, region, call->order->on);
+	return region;
+}
+
 static bool do_home(struct call *call)
 {
 	struct region *region = need(call);
@@ -240,7 +249,7 @@ static bool do_sample(struct call *call)
 	return true;
 }
 
-static void describe(struct reply *reply, const struct engine *engine, const struct region *region)
+static void describe(struct reply *reply, const struct engine *engine, struct region *region)
 {
 	char latency[HISTOGRAM_BUCKETS * 21];
 
@@ -250,6 +259,7 @@ static void describe(struct reply *reply, const struct engine *engine, const str
 	reply_field(reply, "home=%d", region->home);
 	reply_field(reply, "away=%llu", (unsigned long long)table_away(region));
 	reply_field(reply, "here=%llu", (unsigned long long)table_here(region));
+	reply_field(reply, "compress=%d", region->pack);
 	reply_field(reply, "policy=%s", region->poison ? "poison" : "stall");
 	reply_field(reply, "lost=%llu", (unsigned long long)table_lost(region));
 	reply_field(reply, "waiting=%llu", (unsigned long long)table_waiting(engine, region));
@@ -263,6 +273,9 @@ static void describe(struct reply *reply, const struct engine *engine, const str
 		reply_field(reply, "unsettled=%llu", (unsigned long long)limbo_count(region, store));
 		reply_field(reply, "bytes-in=%llu", (unsigned long long)region->meters[store].bytes_in);
 		reply_field(reply, "bytes-out=%llu", (unsigned long long)region->meters[store].bytes_out);
+		reply_field(reply, "plain-in=%llu", (unsigned long long)region->meters[store].plain_in);
+		reply_field(reply, "plain-out=%llu", (unsigned long long)region->meters[store].plain_out);
+		reply_field(reply, "rate=%llu", (unsigned long long)meter_rate(&region->meters[store]));
 		histogram_print(&region->meters[store].latency, latency, sizeof latency);
 		reply_field(reply, "latency=%s", latency);
 		reply_field(reply, "why=%s", region->why[store]);
@@ -298,7 +311,7 @@ static bool (*const handlers[ORDER_VERBS])(struct call *) = {
 	[ORDER_HELLO] = do_hello, [ORDER_ADD] = do_add,	      [ORDER_STORE] = do_store, [ORDER_UNSTORE] = do_unstore,
 	[ORDER_MAP] = do_map,	  [ORDER_DISCARD] = do_discard, [ORDER_UNMAP] = do_unmap, [ORDER_REMOVE] = do_remove,
 	[ORDER_CACHE] = do_cache, [ORDER_LOSS] = do_loss,     [ORDER_HOME] = do_home,     [ORDER_SAMPLE] = do_sample,
-	[ORDER_STATS] = do_stats,
+	[ORDER_STATS] = do_stats, [ORDER_COMPRESS] = do_compress,
 };
 
 static void disconnect(struct connection *connection)

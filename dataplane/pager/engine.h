@@ -14,6 +14,7 @@
 
 #include "histogram.h"
 #include "link.h"
+#include "pack.h"
 #include "page.h"
 #include "policy.h"
 #include "seal.h"
@@ -109,6 +110,7 @@ struct region {
 	_Atomic bool poison;	      /* lost pages are not waited for */
 	_Atomic bool healing;	      /* poisoned ones are tried again, from `heal` on */
 	uint32_t heal;
+	_Atomic bool pack;	      /* what leaves is packed first */
 	_Atomic bool home;	      /* all of it comes here, nothing leaves, and the budget is not its */
 	uint32_t lost_waiting;	      /* lost pages that somebody waits for */
 	struct meter meters[META_STORES];
@@ -253,6 +255,8 @@ struct lane {
 	} buffers[2];
 	bool idle;	     /* for a while */
 	char scratch[RUN_MAX * PAGE_SIZE]; /* what is sealed next */
+	struct pack pack;
+	char page[PAGE_SIZE]; /* what was packed or unpacked last */
 };
 
 /* lane.c */
@@ -266,6 +270,8 @@ void buffer_put(struct lane *lane, char *buffer, uint32_t pages);
 bool buffers_spare(const struct lane *lane);
 void buffers_trim(struct lane *lane);
 struct operation *operation_new(struct view *view, enum operation_kind kind, uint32_t page, uint32_t count);
+/* How many bytes it has at a store: all pages in full but the last one, which may be packed. */
+uint32_t operation_bytes(const struct operation *operation);
 void operation_free(struct lane *lane, struct operation *operation);
 
 /* view.c */
@@ -359,6 +365,9 @@ enum page_state table_state(const struct engine *engine, const struct region *re
 struct page_step table_step(struct engine *engine, struct region *region, uint32_t page, enum page_event event);
 uint8_t *table_byte(struct engine *engine, const struct region *region, uint32_t page);
 struct seal_record *table_record(const struct region *region, uint32_t page);
+/* Whether the next page can be asked for together with this one: not where this one is packed, because a request is of
+ * bytes in a row. */
+bool table_joins(const struct region *region, uint32_t page);
 /* Pages are not busy any more; wakes the threads that met them busy, without the lock. `policy`: the pages are resident
  * and evictable from now on. Takes and releases the lock. */
 void table_release(struct engine *engine, struct region *region, uint32_t page, uint32_t count, bool insert,
@@ -403,6 +412,7 @@ bool region_remove(struct engine *engine, struct region *region);
 void region_discard(struct engine *engine, struct region *region, uint32_t page, uint32_t count);
 /* Change the store of a number; NULL takes it away. What was lost may be there after all. */
 void region_store(struct engine *engine, struct region *region, unsigned number, const struct meta_store *store);
+void region_pack(struct engine *engine, struct region *region, bool on);
 /* Whether every page is here, or on another store. */
 bool region_spares(struct engine *engine, struct region *region, unsigned number);
 void engine_budget(struct engine *engine, uint32_t pages);

@@ -201,7 +201,8 @@ static void store_send(struct lane *lane, struct operation *operation)
 		request->write = true;
 		request->trim = operation->trim;
 		request->buffer = operation->buffer;
-		request->bytes = operation->count * PAGE_SIZE;
+		request->pages = operation->count;
+		request->bytes = operation_bytes(operation);
 		operation->pending++;
 		link_send(links[store], request, (uint64_t)operation->page * PAGE_SIZE);
 	}
@@ -279,25 +280,41 @@ static void keep(struct lane *lane, struct view *view, uint32_t page, uint32_t c
 	finish(lane, operation_new(view, STORE, page, count));
 }
 
+/* Replace a page by what it is packed into, where that pays. Returns its length; 0: it is zeros. */
+static uint32_t pack(struct lane *lane, const struct region *region, char *bytes)
+{
+	uint32_t length;
+
+	if (page_is_zero(bytes))
+		return 0;
+	length = region->pack ? pack_page(&lane->pack, bytes, lane->page) : 0;
+	if (length)
+		memcpy(bytes, lane->page, length);
+	return length ? length : PAGE_SIZE;
+}
+
 /* Seal a run of pages, which are busy and on their way home, and send it. */
 static void store(struct lane *lane, struct view *view, uint32_t page, uint32_t count)
 {
 	struct region *region = view->region;
-	const char *bytes = lane->scratch;
+	uint32_t lengths[RUN_MAX];
 
 	memory_protect(region, page, count, true);
 	if (!memory_read(region, page, count, lane->scratch)) {
 		keep(lane, view, page, count);
 		return;
 	}
+	for (uint32_t i = 0; i < count; i++)
+		lengths[i] = pack(lane, region, lane->scratch + (size_t)i * PAGE_SIZE);
 	for (uint32_t i = 0, run; i < count; i += run) {
-		bool zero = page_is_zero(bytes + (size_t)i * PAGE_SIZE);
 		struct operation *operation;
 		uint64_t version;
 
-		for (run = 1; i + run < count && page_is_zero(bytes + (size_t)(i + run) * PAGE_SIZE) == zero; run++)
+		/* Zeros, or pages in full of which the last one may be packed. */
+		for (run = 1; i + run < count && (lengths[i] ? lengths[i + run] && lengths[i + run - 1] == PAGE_SIZE
+							     : !lengths[i + run]); run++)
 			;
-		if (zero) {
+		if (!lengths[i]) {
 			drop_zeros(lane, view, page + i, run);
 			continue;
 		}
@@ -305,8 +322,8 @@ static void store(struct lane *lane, struct view *view, uint32_t page, uint32_t 
 		operation->buffer = buffer_get(lane, run);
 		version = atomic_fetch_add(&region->meta->seals, run) + 1;
 		for (uint32_t n = 0; n < run; n++)
-			if (!seal_page(&view->seal, page + i + n, version + n, bytes + (size_t)(i + n) * PAGE_SIZE,
-				       operation->buffer + (size_t)n * PAGE_SIZE, &operation->records[n]))
+			if (!seal_page(&view->seal, page + i + n, version + n,
+				       lane->scratch + (size_t)(i + n) * PAGE_SIZE, lengths[i + n], operation->buffer + (size_t)n * PAGE_SIZE, &operation->records[n]))
 				abort();
 		table_release(lane->engine, region, page + i, run, false, false);
 		store_send(lane, operation);

@@ -83,6 +83,7 @@ static void prefetch(struct lane *lane, struct view *view, const struct stream_w
 {
 	struct engine *engine = lane->engine;
 	struct operation *operations[RUN_MAX];
+	const struct region *region = view->region;
 	struct operation *marked = NULL;
 	unsigned count = 0;
 	uint32_t at = 0, guessed = 0;
@@ -100,6 +101,8 @@ static void prefetch(struct lane *lane, struct view *view, const struct stream_w
 			/* The marker is not for writing, or it could not be held. */
 			bool write = wish->write && at + run != wish->marker;
 
+			if (run && !table_joins(region, wish->step == 1 ? next - 1 : next))
+				break;
 			if (!prefetch_page(engine, view, next, write))
 				break;
 			run++;

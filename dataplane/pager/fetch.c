@@ -40,7 +40,10 @@ static void ask(struct lane *lane, struct operation *operation, struct link *lin
 		abort();
 	request->owner = operation;
 	request->buffer = buffer_get(lane, operation->count);
-	request->bytes = operation->count * PAGE_SIZE;
+	request->pages = operation->count;
+	request->bytes = operation_bytes(operation);
+	/* A packed page of a stream waits for those that were asked for with it. */
+	request->timed = operation->count == 1 && (operation->demand || request->bytes == PAGE_SIZE);
 	lane->waiting += operation->demand;
 	operation->pending++;
 	link_send(link, request, (uint64_t)operation->page * PAGE_SIZE);
@@ -260,6 +263,21 @@ static enum page_action arrive(struct lane *lane, struct operation *operation, u
 	return step.action;
 }
 
+/* Make a page of what a store gave for it; false: it is not what was sealed. */
+static bool open_page(struct lane *lane, const struct operation *operation, uint32_t i, char *bytes)
+{
+	const struct seal_record *record = &operation->records[i];
+
+	if (!seal_unseal(&operation->view->seal, operation->page + i, record, bytes))
+		return false;
+	if (!record->saved)
+		return true;
+	if (!unpack_page(&lane->pack, bytes, seal_length(record), lane->page))
+		return false;
+	memcpy(bytes, lane->page, PAGE_SIZE);
+	return true;
+}
+
 void fetch_answered(struct lane *lane, struct request *request)
 {
 	struct operation *operation = request->owner;
@@ -292,8 +310,7 @@ void fetch_answered(struct lane *lane, struct request *request)
 		return;
 	}
 	for (uint32_t i = 0; i < operation->count; i++) {
-		valid[i] = seal_unseal(&view->seal, operation->page + i, &operation->records[i],
-				       buffer + (size_t)i * PAGE_SIZE);
+		valid[i] = open_page(lane, operation, i, buffer + (size_t)i * PAGE_SIZE);
 		all &= valid[i];
 	}
 	if (!all && operation->pending) {

@@ -113,7 +113,7 @@ static void pull(struct lane *lane, struct view *view, uint32_t block)
 				free(held_take(engine, region->first + page + run, NULL));
 				table_step(engine, region, page + run, EVENT_UNHOLD);
 			}
-			if (*byte != PAGE_ABSENT)
+			if (*byte != PAGE_ABSENT || (run && !table_joins(region, page + run - 1)))
 				break;
 			/* For writing, for nothing that is known of it will be of use at home again. */
 			table_step(engine, region, page + run, EVENT_WRITE);

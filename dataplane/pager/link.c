@@ -21,6 +21,50 @@ int64_t now_us(void)
 	return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
+void meter_init(struct meter *meter)
+{
+	pthread_mutex_init(&meter->lock, NULL);
+}
+
+void meter_reset(struct meter *meter)
+{
+	memset(&meter->latency, 0, sizeof meter->latency);
+	meter->bytes_in = meter->bytes_out = meter->plain_in = meter->plain_out = 0;
+	pthread_mutex_lock(&meter->lock);
+	meter->flow.rate = 0;
+	meter->flow.since_us = 0;
+	pthread_mutex_unlock(&meter->lock);
+}
+
+uint64_t meter_rate(struct meter *meter)
+{
+	uint64_t rate;
+
+	pthread_mutex_lock(&meter->lock);
+	rate = meter->flow.rate;
+	pthread_mutex_unlock(&meter->lock);
+	return rate;
+}
+
+/* A request without bytes says nothing of how many a link takes. */
+static void note_sent(struct link *link, const struct request *request)
+{
+	if (request->trim)
+		return;
+	pthread_mutex_lock(&link->meter->lock);
+	flow_sent(&link->meter->flow, request->bytes, request->sent_us);
+	pthread_mutex_unlock(&link->meter->lock);
+}
+
+static void note_done(struct link *link, const struct request *request)
+{
+	if (request->trim)
+		return;
+	pthread_mutex_lock(&link->meter->lock);
+	flow_done(&link->meter->flow, request->bytes, request->failed ? 0 : request->bytes, now_us());
+	pthread_mutex_unlock(&link->meter->lock);
+}
+
 void link_init(struct link *link, int epoll, void *tag, struct requests *done, struct meter *meter,
 	       int64_t deadline_us)
 {
@@ -72,6 +116,7 @@ static void end(struct link *link, enum link_state state, const char *why)
 	while ((request = TAILQ_FIRST(&link->sent))) {
 		TAILQ_REMOVE(&link->sent, request, entry);
 		request->failed = true;
+		note_done(link, request);
 		TAILQ_INSERT_TAIL(link->done, request, entry);
 	}
 	link->sent_count = 0;
@@ -188,10 +233,14 @@ static int completed(void *user, int *error)
 	link->sent_bytes -= request->bytes;
 	request->failed = *error != 0;
 	link->progress_us = now_us();
-	if (!request->failed && !request->trim)
+	note_done(link, request);
+	if (!request->failed && !request->trim) {
 		atomic_fetch_add_explicit(request->write ? &link->meter->bytes_out : &link->meter->bytes_in,
 					  request->bytes, memory_order_relaxed);
-	if (request->bytes == PAGE_SIZE && !request->write && !request->failed) {
+		atomic_fetch_add_explicit(request->write ? &link->meter->plain_out : &link->meter->plain_in,
+					  (uint64_t)request->pages * PAGE_SIZE, memory_order_relaxed);
+	}
+	if (request->timed && !request->failed) {
 		took = link->progress_us - request->sent_us;
 		histogram_note(&link->meter->latency, took);
 		pace_note(&link->pace, took);
@@ -211,6 +260,7 @@ void link_send(struct link *link, struct request *request, uint64_t offset)
 	TAILQ_INSERT_TAIL(&link->sent, request, entry);
 	link->sent_count++;
 	link->sent_bytes += request->bytes;
+	note_sent(link, request);
 	if (request->write && !request->trim && request->bytes >= CORK_BYTES)
 		cork(link, true);
 	if (request->trim)

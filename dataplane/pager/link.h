@@ -7,10 +7,12 @@
 #pragma once
 
 #include <libnbd.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/queue.h>
 
+#include "flow.h"
 #include "hedge.h"
 #include "histogram.h"
 #include "meta.h"
@@ -26,7 +28,18 @@ enum link_state {
 struct meter {
 	struct histogram latency; /* of reads of one page */
 	_Atomic uint64_t bytes_in, bytes_out;
+	_Atomic uint64_t plain_in, plain_out; /* bytes of the pages that those were */
+	pthread_mutex_t lock;
+	struct flow flow; /* under the lock */
 };
+
+void meter_init(struct meter *meter);
+
+/* Another store is behind it: nothing is known of that one. */
+void meter_reset(struct meter *meter);
+
+/* Bytes a second that the store was seen to take or give; 0: not known. */
+uint64_t meter_rate(struct meter *meter);
 
 struct link;
 
@@ -36,6 +49,8 @@ struct request {
 	void *owner; /* NULL: nobody wants the answer any more */
 	char *buffer;
 	uint32_t bytes;
+	uint32_t pages;
+	bool timed; /* a page by itself, so that it tells how long one takes */
 	bool write;
 	bool trim; /* a write without bytes: the store forgets what it has there */
 	bool failed;

@@ -12,9 +12,12 @@
 
 #include "seal.h"
 
-enum { META_VERSION = 2, META_STORES = 2, META_RECORDS = 8192, REGION_ID_MAX = 64 };
+enum { META_VERSION = 3, META_STORES = 2, META_RECORDS = 8192, REGION_ID_MAX = 64 };
 
 #define META_MAGIC 0x7265676170636d76ULL /* "vmcpager" */
+
+/* Version 2 had pages of full length only; what it wrote reads the same. */
+enum { META_VERSION_OLDEST = 2 };
 
 /* A lender's server (NBD over TLS-PSK). An empty `address` is no store. */
 struct meta_store {
@@ -44,6 +47,7 @@ struct meta {
 	_Atomic uint32_t marking[META_STORES];
 	uint32_t poison; /* lost pages are marked as broken */
 	_Atomic uint64_t poisoned;
+	uint32_t pack; /* pages are packed before they are sealed */
 };
 
 _Static_assert(sizeof(struct meta) <= META_RECORDS, "the header has its place");

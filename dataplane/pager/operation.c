@@ -80,6 +80,11 @@ struct operation *operation_new(struct view *view, enum operation_kind kind, uin
 	return operation;
 }
 
+uint32_t operation_bytes(const struct operation *operation)
+{
+	return (operation->count - 1) * PAGE_SIZE + seal_length(&operation->records[operation->count - 1]);
+}
+
 void operation_free(struct lane *lane, struct operation *operation)
 {
 	operation->view->operations--;

@@ -52,6 +52,7 @@ static const struct {
 	[ORDER_REMOVE] = {"remove", BIT(ID), 0, 0},
 	[ORDER_CACHE] = {"cache", BIT(SIZE), 0, 0},
 	[ORDER_LOSS] = {"loss", BIT(ID) | BIT(POLICY), 0, 0},
+	[ORDER_COMPRESS] = {"compress", BIT(ID) | BIT(ON), 0, 0},
 	[ORDER_HOME] = {"home", BIT(ID) | BIT(ON), 0, 0},
 	[ORDER_SAMPLE] = {"sample", BIT(ID) | BIT(NUMBER) | BIT(COUNT), 0, 0},
 	[ORDER_STATS] = {"stats", 0, 0, 0},

@@ -160,6 +160,8 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	region->meta_fd = meta;
 	region->faults = -1;
 	TAILQ_INIT(&region->limbos);
+	for (unsigned store = 0; store < META_STORES; store++)
+		meter_init(&region->meters[store]);
 	region->pages = (uint32_t)pages;
 	snprintf(region->id, sizeof region->id, "%s", id);
 	if (!pages || pages >= POLICY_NONE || fstat(file, &info) < 0 || !S_ISREG(info.st_mode) ||
@@ -176,7 +178,8 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	madvise(region->meta, meta_size(pages), MADV_DONTDUMP);
 	failure = EINVAL;
 	if (fresh ? !meta_fill(region->meta, id, pages)
-		  : region->meta->magic != META_MAGIC || region->meta->version != META_VERSION ||
+		  : region->meta->magic != META_MAGIC || region->meta->version < META_VERSION_OLDEST ||
+			    region->meta->version > META_VERSION ||
 			    region->meta->pages != pages || strncmp(region->meta->id, id, sizeof region->meta->id))
 		goto fail;
 
@@ -206,6 +209,8 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	region->meta->budget = engine->budget;
 	region->home = region->meta->home;
 	region->poison = region->meta->poison;
+	region->pack = region->meta->pack;
+	region->meta->version = META_VERSION;
 	/* What the earlier pager sent last may still be under way. */
 	for (unsigned store = 0; !fresh && store < META_STORES; store++)
 		region->hold_us[store] = now_us() + 1000 * engine->deadline_us;
@@ -418,7 +423,7 @@ void region_store(struct engine *engine, struct region *region, unsigned number,
 	if (!same) {
 		limbo_forget(region, number);
 		region->other_bytes[number] = serial;
-		memset(&region->meters[number], 0, sizeof region->meters[number]);
+		meter_reset(&region->meters[number]);
 		memset(meta_behind(region->meta, number), 0, (region->meta->pages + 63) / 64 * sizeof(uint64_t));
 		region->meta->behind_count[number] = 0;
 	}
@@ -430,6 +435,14 @@ void region_store(struct engine *engine, struct region *region, unsigned number,
 	look_at_all(engine, region, number);
 	engine_changed(engine);
 	memory_wake(region, 0, region->pages);
+}
+
+void region_pack(struct engine *engine, struct region *region, bool on)
+{
+	pthread_mutex_lock(&engine->lock);
+	region->meta->pack = on;
+	region->pack = on;
+	pthread_mutex_unlock(&engine->lock);
 }
 
 bool region_spares(struct engine *engine, struct region *region, unsigned number)

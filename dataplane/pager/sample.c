@@ -120,6 +120,8 @@ void sample(struct lane *lane)
 	request->owner = operation;
 	request->buffer = buffer_get(lane, 1);
 	request->bytes = PAGE_SIZE;
+	request->pages = 1;
+	request->timed = true;
 	sample->in_flight = true;
 	link_send(link, request, (uint64_t)operation->page * PAGE_SIZE);
 }

@@ -5,6 +5,12 @@
 
 #include "wide.h"
 
+/* What is authenticated besides the bytes: the page's number and what it is shorter by. */
+static uint64_t place_of(uint64_t page, uint32_t length)
+{
+	return htole64(page | (uint64_t)(PAGE_SIZE - length) << 48);
+}
+
 struct nonce {
 	uint32_t zero;
 	uint64_t version;
@@ -27,43 +33,45 @@ void seal_close(struct seal *seal)
 	seal->cipher = NULL;
 }
 
-bool seal_page(struct seal *seal, uint64_t page, uint64_t version, const void *plain, void *sealed,
+bool seal_page(struct seal *seal, uint64_t page, uint64_t version, const void *plain, uint32_t length, void *sealed,
 	       struct seal_record *record)
 {
 	struct nonce nonce = {0, htole64(version)};
-	uint64_t place = htole64(page);
-	size_t length = PAGE_SIZE + SEAL_TAG_SIZE;
+	uint64_t place = place_of(page, length);
+	size_t size = length + SEAL_TAG_SIZE;
 
 	record->version = version;
+	record->saved = PAGE_SIZE - length;
 	if (seal->wide) {
-		wide_crypt(seal->wide, (const void *)&nonce, (const void *)&place, plain, sealed, PAGE_SIZE, true, record->tag);
+		wide_crypt(seal->wide, (const void *)&nonce, (const void *)&place, plain, sealed, length, true, record->tag);
 		return true;
 	}
 	if (gnutls_aead_cipher_encrypt(seal->cipher, &nonce, sizeof nonce, &place, sizeof place, SEAL_TAG_SIZE, plain,
-				       PAGE_SIZE, sealed, &length) < 0)
+				       length, sealed, &size) < 0)
 		return false;
-	memcpy(record->tag, (char *)sealed + PAGE_SIZE, SEAL_TAG_SIZE);
+	memcpy(record->tag, (char *)sealed + length, SEAL_TAG_SIZE);
 	return true;
 }
 
 bool seal_unseal(struct seal *seal, uint64_t page, const struct seal_record *record, void *sealed)
 {
 	struct nonce nonce = {0, htole64(record->version)};
-	uint64_t place = htole64(page);
-	uint8_t *behind = (uint8_t *)sealed + PAGE_SIZE, saved[SEAL_TAG_SIZE];
-	size_t length = PAGE_SIZE;
+	uint32_t sealed_length = seal_length(record);
+	uint64_t place = place_of(page, sealed_length);
+	uint8_t *behind = (uint8_t *)sealed + sealed_length, saved[SEAL_TAG_SIZE];
+	size_t length = sealed_length;
 	int failed;
 
 	if (seal->wide) {
-		wide_crypt(seal->wide, (const void *)&nonce, (const void *)&place, sealed, sealed, PAGE_SIZE, false, saved);
+		wide_crypt(seal->wide, (const void *)&nonce, (const void *)&place, sealed, sealed, length, false, saved);
 		return !gnutls_memcmp(saved, record->tag, SEAL_TAG_SIZE);
 	}
 	memcpy(saved, behind, sizeof saved);
 	memcpy(behind, record->tag, SEAL_TAG_SIZE);
 	failed = gnutls_aead_cipher_decrypt(seal->cipher, &nonce, sizeof nonce, &place, sizeof place, SEAL_TAG_SIZE,
-					    sealed, PAGE_SIZE + SEAL_TAG_SIZE, sealed, &length);
+					    sealed, sealed_length + SEAL_TAG_SIZE, sealed, &length);
 	memcpy(behind, saved, sizeof saved);
-	return !failed && length == PAGE_SIZE;
+	return !failed && length == sealed_length;
 }
 
 bool page_is_zero(const void *page)

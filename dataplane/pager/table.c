@@ -63,6 +63,11 @@ struct page_step table_step(struct engine *engine, struct region *region, uint32
 	return step;
 }
 
+bool table_joins(const struct region *region, uint32_t page)
+{
+	return !table_record(region, page)->saved;
+}
+
 void table_release(struct engine *engine, struct region *region, uint32_t page, uint32_t count, bool insert,
 		   bool demand)
 {

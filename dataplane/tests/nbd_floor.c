@@ -175,10 +175,10 @@ static void seals(size_t count)
 	if (!seal_open(&seal, key))
 		exit(1);
 	for (size_t i = 0; i < count / 10; i++)
-		seal_page(&seal, i, i + 1, buffer, buffer + (1 << 20), &record);
+		seal_page(&seal, i, i + 1, buffer, FLOOR_PAGE, buffer + (1 << 20), &record);
 	times[0] = now();
 	for (size_t i = 0; i < count; i++)
-		seal_page(&seal, i, i + 1, buffer + i % 128 * FLOOR_PAGE, buffer + (1 << 20), &record);
+		seal_page(&seal, i, i + 1, buffer + i % 128 * FLOOR_PAGE, FLOOR_PAGE, buffer + (1 << 20), &record);
 	times[1] = now();
 	/* What is opened is not what was sealed after the first time: as much work, another answer. */
 	for (size_t i = 0; i < count; i++)

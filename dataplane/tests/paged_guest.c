@@ -10,6 +10,7 @@
  *   sum               verify every page that stress wrote
  *   faults COUNT THREADS   time reads of random pages by each thread until one has made COUNT: microseconds p50 and p99
  *                     and rate for a second of those that were not here
+ *   load FILE [SKIP]  write a file's bytes into memory, again and again; MB/s as of a stream
  *   stream r|w [SKIP] read or write every byte in order: MB/s of what comes after the first SKIP pages
  */
 #include <fcntl.h>
@@ -217,9 +218,33 @@ static void stream(char kind, size_t skip)
 	printf("MB/s %.1f seconds %.6f\n", (double)(pages - skip) * PAGE / 1e6 / begun, begun);
 }
 
+/* False: it cannot be read, or has not a page. */
+static bool load(const char *path, size_t skip)
+{
+	int source = open(path, O_RDONLY | O_CLOEXEC);
+	struct stat info;
+	size_t count = source >= 0 && !fstat(source, &info) ? (size_t)info.st_size / PAGE : 0;
+	char *bytes = count ? mmap(NULL, count * PAGE, PROT_READ, MAP_PRIVATE | MAP_POPULATE, source, 0) : MAP_FAILED;
+	double begun = now();
+
+	if (source >= 0)
+		close(source);
+	if (bytes == MAP_FAILED)
+		return false;
+	for (size_t page = 0; page < pages; page++) {
+		if (page == skip)
+			begun = now();
+		memcpy(memory + page * WORDS, bytes + page % count * PAGE, PAGE);
+	}
+	begun = now() - begun;
+	munmap(bytes, count * PAGE);
+	printf("MB/s %.1f seconds %.6f\n", (double)(pages - skip) * PAGE / 1e6 / begun, begun);
+	return true;
+}
+
 int main(int argc, char **argv)
 {
-	char line[128], kind;
+	char line[512], path[400], kind;
 	uint64_t seed;
 	size_t first, count;
 	struct stat info;
@@ -285,6 +310,9 @@ int main(int argc, char **argv)
 			faults(count, number);
 		} else if ((number = sscanf(line, "stream %c %zu", &kind, &first)) >= 1 && (number == 1 || first < pages)) {
 			stream(kind, number == 1 ? 0 : first);
+		} else if ((number = sscanf(line, "load %399s %zu", path, &first)) >= 1 && (number == 1 || first < pages)) {
+			if (!load(path, number == 1 ? 0 : first))
+				puts("cannot load");
 		} else {
 			puts("what?");
 		}

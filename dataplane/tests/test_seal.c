@@ -80,8 +80,8 @@ static void test_seals(bool wide)
 	copy[PAGE_SIZE - 1] = 1;
 	CHECK(!page_is_zero(copy));
 
-	CHECK(seal_page(&seal, 5, 77, plain, sealed, &older));
-	CHECK(seal_page(&seal, 5, 78, plain, sealed, &record));
+	CHECK(seal_page(&seal, 5, 77, plain, PAGE_SIZE, sealed, &older));
+	CHECK(seal_page(&seal, 5, 78, plain, PAGE_SIZE, sealed, &record));
 	CHECK(memcmp(record.tag, older.tag, SEAL_TAG_SIZE));
 	CHECK(memcmp(sealed, plain, PAGE_SIZE));
 	memset(sealed + PAGE_SIZE, 0xee, SEAL_TAG_SIZE); /* the neighbour's bytes stay as they are */
@@ -108,6 +108,24 @@ static void test_seals(bool wide)
 	}
 	memset(sealed, 0, PAGE_SIZE); /* a store that came back empty */
 	REFUSED(&seal, 5, &record);
+
+	/* What is shorter than a page: nothing beyond it is touched or believed, and no other length opens. */
+	for (uint32_t length = 1; length < PAGE_SIZE; length += 409) {
+		memset(sealed, 0xee, sizeof sealed);
+		CHECK(seal_page(&seal, 9, 100 + length, plain, length, sealed, &record));
+		CHECK(seal_length(&record) == length && record.version == 100 + length);
+		memset(sealed + length, 0xee, SEAL_TAG_SIZE);
+		memcpy(copy, sealed, sizeof copy);
+		CHECK(seal_unseal(&seal, 9, &record, copy));
+		CHECK(!memcmp(copy, plain, length) && !memcmp(copy + length, sealed + length, sizeof copy - length));
+		wrong = record;
+		wrong.saved++;
+		if (length > 1)
+			REFUSED(&seal, 9, &wrong);
+		wrong.saved = 0;
+		REFUSED(&seal, 9, &wrong);
+	}
+	CHECK(sizeof record == 24);
 	seal_close(&seal);
 	seal_close(&other);
 }
@@ -122,9 +140,9 @@ static void test_both(void)
 	CHECK(seal_open(&seal, key) && seal_open(&narrow, key));
 	without_wide(&narrow);
 	fill_random(plain, sizeof plain);
-	CHECK(seal_page(&seal, 1ULL << 40, 3, plain, sealed, &record));
+	CHECK(seal_page(&seal, 1ULL << 40, 3, plain, PAGE_SIZE, sealed, &record));
 	CHECK(seal_unseal(&narrow, 1ULL << 40, &record, sealed) && !memcmp(sealed, plain, PAGE_SIZE));
-	CHECK(seal_page(&narrow, 7, 4, plain, sealed, &record));
+	CHECK(seal_page(&narrow, 7, 4, plain, PAGE_SIZE, sealed, &record));
 	CHECK(seal_unseal(&seal, 7, &record, sealed) && !memcmp(sealed, plain, PAGE_SIZE));
 	seal_close(&seal);
 	seal_close(&narrow);

@@ -20,6 +20,7 @@ class Place:
     lease: str
     behind: int = 0
     connected: bool = True
+    rate: int = 0
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Region:
     lost: int = 0
     waiting: int = 0
     home: bool = False
+    compress: bool = False
     policy: LossPolicy = LossPolicy.STALL
 
 
@@ -74,9 +76,10 @@ class FakePager(FakeEngine):
             lost=found.lost,
             waiting=found.waiting,
             home=found.home,
+            compress=found.compress,
             policy=found.policy,
             copies=tuple(
-                PageCopy(number=number, connected=place.connected, behind=place.behind)
+                PageCopy(number=number, connected=place.connected, behind=place.behind, rate=place.rate)
                 for number, place in sorted(found.places.items())
             ),
         )
@@ -136,6 +139,10 @@ class FakePager(FakeEngine):
     async def home(self, region: str, on: bool, *, deadline: float = 5.0) -> None:
         await self._fuse.blow("home")
         self.paged[region].home = on
+
+    async def set_compression(self, region: str, on: bool, *, deadline: float = 5.0) -> None:
+        await self._fuse.blow("compress")
+        self.paged[region].compress = on
 
     async def set_loss(self, region: str, policy: LossPolicy, *, deadline: float = 5.0) -> None:
         await self._fuse.blow("loss")

@@ -301,11 +301,14 @@ def test_status_shows_a_gpu_of_this_host_and_the_slots(controller: Start) -> Non
 def test_tune_shows_and_changes(controller: Start) -> None:
     fake = controller({"tune": [result(Tuning(cache=512 * MIB))]})
     said = vmcoal("tune", "web").out.splitlines()
-    assert [line.split()[1] for line in said] == ["512", "loss:"]
-    unset = {"cache": None, "on_loss": None, "replicas": None, "replica_on": None, "deadline": 3600.0}
+    assert [line.split()[1] for line in said] == ["512", "loss:", "off:"]
+    unset = {"cache": None, "on_loss": None, "replicas": None, "replica_on": None, "compress": None}
+    unset["deadline"] = 3600.0
     assert fake.last("tune") == unset
     assert vmcoal("tune", "web", "--cache", "512M", "--on-loss", "pause").code == 0
     assert fake.last("tune") == unset | {"cache": 512 * MIB, "on_loss": "pause"}
+    assert vmcoal("tune", "web", "--compress", "auto").code == 0
+    assert fake.last("tune") == unset | {"compress": "auto"}
 
 
 def test_tune_adds_a_copy_and_says_where_pages_are(controller: Start) -> None:
@@ -330,9 +333,10 @@ def test_attach_says_where_copies_go(
 ) -> None:
     attached = AttachResult(attachment=ATTACHMENT, cpus_added=0, memory_added=512 * MIB, verified=True)
     fake = controller({"attach": [result(attached)]})
-    assert vmcoal("attach", "web", "--memory", "512M", "--on-loss", "poison", *options).code == 0
+    assert vmcoal("attach", "web", "--memory", "512M", "--on-loss", "poison", "--compress", "on", *options).code == 0
     sent = fake.last("attach")
     assert (sent["replicas"], sent["replica_on"], sent["on_loss"]) == (replicas, place, "poison")
+    assert sent["compress"] == "on"
 
 
 def test_one_place_and_a_copy_exclude_each_other() -> None:

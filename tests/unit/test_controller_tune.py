@@ -12,10 +12,12 @@ from framework.fake_vm import Killed, fake_vm
 from framework.paged_vm import Paged
 from vmcoal.controller.api import TuneRequest, Tuning
 from vmcoal.controller.attach import attach
+from vmcoal.controller.guard import Guard
 from vmcoal.controller.reconcile import reconcile
 from vmcoal.controller.tune import restore, tune
 from vmcoal.errors import ConflictError, ExecutionError, UnreachableError, UsageError
 from vmcoal.model.attachment import AttachRequest, Plan
+from vmcoal.model.paging import Compression
 from vmcoal.model.units import MIB
 
 pytestmark = pytest.mark.unit
@@ -54,6 +56,52 @@ async def test_attach_sets_the_cache_and_undoes_it(paged: Paged) -> None:
     assert paged.pager.cache == 32 * MIB
 
 
+async def test_pages_are_compressed_as_told_also_of_what_comes_later(paged: Paged) -> None:
+    vm = paged.world.controller()
+    request = msgspec.structs.replace(MEMORY, compress=Compression.ON)
+    plan = await attach(vm, msgspec.structs.replace(request, dry_run=True), paged.world.report)
+    assert isinstance(plan, Plan)
+    assert "compress" in [step.name for step in plan.steps]
+    await attach(vm, request, paged.world.report)
+    (region,) = paged.pager.paged.values()
+    assert region.compress
+    assert (await tune(vm, TuneRequest(), paged.world.report)).compress is Compression.ON
+    region.compress = False  # a new pager that was told nothing
+    await restore(paged.world.controller())
+    assert region.compress
+    await attach(vm, MEMORY, paged.world.report)
+    assert [region.compress for region in paged.pager.paged.values()] == [True, True]
+    told = await tune(vm, TuneRequest(compress=Compression.OFF), paged.world.report)
+    assert told.compress is Compression.OFF
+    assert [region.compress for region in paged.pager.paged.values()] == [False, False]
+
+
+async def test_what_is_told_of_compression_is_taken_back_when_it_fails(paged: Paged) -> None:
+    vm = paged.world.controller()
+    await attach(vm, MEMORY, paged.world.report)
+    paged.world.fuse.arm(1, kill=False)
+    with pytest.raises(UnreachableError):
+        await tune(vm, TuneRequest(compress=Compression.ON), paged.world.report)
+    paged.world.fuse.disarm()
+    assert (await tune(vm, TuneRequest(), paged.world.report)).compress is Compression.OFF
+    (region,) = paged.pager.paged.values()
+    assert not region.compress
+
+
+async def test_auto_compresses_where_a_link_turns_out_to_be_slow(paged: Paged) -> None:
+    vm = paged.world.controller()
+    await attach(vm, msgspec.structs.replace(MEMORY, compress=Compression.AUTO), paged.world.report)
+    (region,) = paged.pager.paged.values()
+    guard = Guard(vm)
+    await guard.look()
+    assert not region.compress, "nobody knows the link"
+    assert guard._interval() is not None, "it is looked at again"
+    for rate, compressed in ((1_000_000_000, False), (12_500_000, True), (60_000_000, True), (500_000_000, False)):
+        region.places[0].rate = rate
+        await guard.look()
+        assert region.compress is compressed, rate
+
+
 async def test_a_controller_killed_while_it_tunes(paged: Paged) -> None:
     vm = paged.world.controller()
     paged.world.fuse.arm(1, kill=True)
@@ -75,6 +123,8 @@ async def test_an_engine_without_a_cache_says_so(tmp_path: Path) -> None:
         assert caught.value.hint
         with pytest.raises(ConflictError):
             await tune(vm, TuneRequest(cache=32 * MIB), world.report)
+        with pytest.raises(ConflictError, match="no compression"):
+            await tune(vm, TuneRequest(compress=Compression.AUTO), world.report)
         assert world.fuse.calls == []
 
 

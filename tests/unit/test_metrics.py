@@ -189,7 +189,15 @@ PAGING = PagingActivity(
     prefetch_used=1 << 12,
     regions={"m1": PagedRegion(size=512 << 20, here=32 << 20, away=100 << 20, lost=4096, waiting=3)},
     stores=(
-        StoreActivity(region="m1", number=0, lender="attic", connected=True, bytes_in=20480, latency=(0, 0, 3, 0, 1)),
+        StoreActivity(
+            region="m1",
+            number=0,
+            lender="attic",
+            connected=True,
+            bytes_in=20480,
+            plain_in=40960,
+            latency=(0, 0, 3, 0, 1),
+        ),
         StoreActivity(region="m1", number=1, lender="barn", behind=8192, bytes_out=4096),
     ),
 )
@@ -221,6 +229,7 @@ def test_what_the_page_engine_does() -> None:
     assert (value("paging_copy_up", **attic), value("paging_copy_up", lender="barn", region="m1")) == (1, 0)
     assert value("paging_copy_behind_bytes", lender="barn", region="m1") == 8192
     assert value("paging_copy_bytes_total", direction="in", **attic) == 20480
+    assert value("paging_copy_page_bytes_total", direction="in", **attic) == 40960
     assert value("paging_fetch_seconds_bucket", le="2e-06", **attic) == 0
     assert value("paging_fetch_seconds_bucket", le="4e-06", **attic) == 3
     assert value("paging_fetch_seconds_bucket", le="+Inf", **attic) == 4

@@ -6,9 +6,9 @@ import pytest
 
 from vmcoal.model.lease import Offer, ResourceKind
 from vmcoal.model.machine import Accel
-from vmcoal.model.paging import LossPolicy, PageCopy, PagedRegion
+from vmcoal.model.paging import Compression, LossPolicy, PageCopy, PagedRegion
 from vmcoal.model.units import GIB, MIB
-from vmcoal.policy.paging import Candidate, Transfer, choose_spare, fits_home, only_at, refuse_loss
+from vmcoal.policy.paging import Candidate, Transfer, choose_spare, compresses, fits_home, only_at, refuse_loss
 
 pytestmark = pytest.mark.unit
 
@@ -53,6 +53,27 @@ def region(*copies: PageCopy, home: bool = False, away: int = 8 * MIB) -> PagedR
 )
 def test_what_a_place_has_alone(seen: PagedRegion, left: int) -> None:
     assert only_at(seen, 0) == left
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rates", "now", "then"),
+    [
+        (Compression.ON, (), False, True),
+        (Compression.OFF, (1_000_000,), True, False),
+        (Compression.AUTO, (), False, False),
+        (Compression.AUTO, (0,), True, False),  # another lender by now
+        (Compression.AUTO, (12_500_000,), False, True),  # 100 Mbit/s
+        (Compression.AUTO, (25_000_000,), False, True),
+        (Compression.AUTO, (60_000_000,), False, False),  # not worth a change, one way or the other
+        (Compression.AUTO, (60_000_000,), True, True),
+        (Compression.AUTO, (125_000_000,), True, False),  # 1 Gbit/s
+        (Compression.AUTO, (2_000_000_000, 12_500_000), False, True),  # the slower of two
+        (Compression.AUTO, (2_000_000_000, 0), False, False),
+    ],
+)
+def test_what_is_compressed(wanted: Compression, rates: tuple[int, ...], now: bool, then: bool) -> None:
+    copies = tuple(PageCopy(number=number, rate=rate) for number, rate in enumerate(rates))
+    assert compresses(wanted, PagedRegion(size=MIB, compress=now, copies=copies)) is then
 
 
 def test_room_at_home() -> None:

@@ -101,6 +101,9 @@ class PagingEngine(MemoryEngine, Protocol):
     async def home(self, region: str, on: bool, *, deadline: float = 5.0) -> None:
         """Pull every page of a region here and keep it, hottest first; or let pages leave again."""
 
+    async def set_compression(self, region: str, on: bool, *, deadline: float = 5.0) -> None:
+        """Compress what leaves of a region from now on, or not."""
+
     async def set_loss(self, region: str, policy: LossPolicy, *, deadline: float = 5.0) -> None:
         """Say what touching a lost page does; raises `RefusedError` where this host's kernel cannot."""
 

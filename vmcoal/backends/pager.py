@@ -19,7 +19,7 @@ from pathlib import Path
 
 from vmcoal.backends import mounts, nbd
 from vmcoal.backends.base import EngineTraits, MemoryRegion, runtime_file
-from vmcoal.backends.pager_client import PagerStats, RegionStats, home, order, sample, stats, unstore
+from vmcoal.backends.pager_client import PagerStats, RegionStats, compress, home, order, sample, stats, unstore
 from vmcoal.backends.pager_view import activity_of
 from vmcoal.backends.probe import engine_facts, existing, library
 from vmcoal.errors import (
@@ -172,6 +172,10 @@ class PagerEngine:
         """
         known = LossPolicy.POISON if policy is LossPolicy.POISON else LossPolicy.STALL
         await order(self.socket, "loss", ("id", region), ("policy", known), deadline=deadline)
+
+    async def set_compression(self, region: str, on: bool, *, deadline: float = 5.0) -> None:
+        """Compress what leaves of a region from now on, or not."""
+        await compress(self.socket, region, on, deadline=deadline)
 
     async def region(self, region: str, *, deadline: float = 5.0) -> PagedRegion | None:
         """Return what the pager says of a region, or ``None`` if it has none."""
@@ -415,6 +419,7 @@ def _paged(region: RegionStats) -> PagedRegion:
         lost=region.lost * PAGE,
         waiting=region.waiting,
         home=region.home,
+        compress=region.compress,
         copies=tuple(
             PageCopy(
                 number=number,
@@ -422,6 +427,7 @@ def _paged(region: RegionStats) -> PagedRegion:
                 refused=store.refused,
                 behind=store.behind * PAGE,
                 why=store.why,
+                rate=store.rate,
             )
             for number, store in sorted(region.stores.items())
         ),

@@ -21,6 +21,7 @@ from vmcoal.errors import (
 from vmcoal.holding.connection import Connection
 from vmcoal.holding.wire import Field, Packet, encode
 
+_OF_STORE = ("links", "behind", "unsettled", "bytes-in", "bytes-out", "plain-in", "plain-out", "rate")
 _KINDS: dict[str, type[VmcoalError]] = {
     "ENOENT": NotFoundError,
     "EEXIST": ConflictError,
@@ -34,7 +35,9 @@ _KINDS: dict[str, type[VmcoalError]] = {
 @dataclass
 class StoreStats:
     """A lender's server of a region: ``links`` that work, whether it ``refused`` (it has other bytes), pages
-    that it does not have yet, and why it is not connected; payload bytes from and to it.
+    that it does not have yet, and why it is not connected; payload bytes from and to it, and the bytes of the pages
+    that those were, which are more where pages are compressed. ``rate``: payload bytes a second while its link was
+    busy, 0 while that is not known.
 
     ``unsettled`` pages are of writes that it did not answer and may still do; they are not written to it meanwhile.
     ``latency[i]`` counts reads of one page that took less than 2**i µs and not less than half of that, since it is a
@@ -47,6 +50,9 @@ class StoreStats:
     unsettled: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    plain_in: int = 0
+    plain_out: int = 0
+    rate: int = 0
     latency: tuple[int, ...] = ()
     why: str = ""
 
@@ -57,12 +63,14 @@ class RegionStats:
 
     ``here`` pages are in this host's memory, ``away`` ones are neither here nor zeros; ``lost`` ones, which are away,
     no store has as they were sealed. ``waiting`` pages are waited for, and no store gives them now. ``home``: it comes
-    here as a whole, and stays. ``policy``: what a touch of a lost page gives.
+    here as a whole, and stays. ``compress``: what leaves is compressed first. ``policy``: what a touch of a lost
+    page gives.
     """
 
     pages: int = 0
     mapped: bool = False
     home: bool = False
+    compress: bool = False
     policy: str = "stall"
     away: int = 0
     here: int = 0
@@ -134,11 +142,11 @@ async def stats(path: Path, *, deadline: float) -> PagerStats:
             store.refused = value == "1"
         elif store is not None and key == "latency":
             store.latency = tuple(int(count) for count in value.split(",") if count)
-        elif store is not None and key in ("links", "behind", "unsettled", "bytes-in", "bytes-out"):
+        elif store is not None and key in _OF_STORE:
             setattr(store, key.replace("-", "_"), int(value))
         elif region is not None and key == "policy":
             region.policy = value
-        elif region is not None and key in ("mapped", "home"):
+        elif region is not None and key in ("mapped", "home", "compress"):
             setattr(region, key, value == "1")
         elif region is not None and key in ("pages", "away", "here", "lost", "waiting"):
             setattr(region, key, int(value))
@@ -156,6 +164,14 @@ async def home(path: Path, region: str, on: bool, *, deadline: float) -> None:
     `NotFoundError`, `UnreachableError` or `DeadlineError`.
     """
     await order(path, "home", ("id", region), ("on", int(on)), deadline=deadline)
+
+
+async def compress(path: Path, region: str, on: bool, *, deadline: float) -> None:
+    """Compress what leaves of a region from now on, or not; what is with stores already is read as it was written.
+
+    Raises `NotFoundError`, `UnreachableError` or `DeadlineError`.
+    """
+    await order(path, "compress", ("id", region), ("on", int(on)), deadline=deadline)
 
 
 async def unstore(path: Path, region: str, number: int, *, gone: bool = False, deadline: float) -> None:

@@ -37,6 +37,8 @@ def activity_of(stats: PagerStats, regions: dict[str, PagedRegion]) -> PagingAct
                 why=store.why,
                 bytes_in=store.bytes_in,
                 bytes_out=store.bytes_out,
+                plain_in=store.plain_in,
+                plain_out=store.plain_out,
                 latency=store.latency,
             )
             for name, region in stats.regions.items()

@@ -18,6 +18,7 @@ from vmcoal.cli.params import (
     REPLICAS,
     SECONDS,
     SIZE,
+    compress_option,
     deadline_option,
     dry_run_option,
     on_loss_option,
@@ -30,7 +31,7 @@ from vmcoal.controller.api import AttachResult, DetachResult
 from vmcoal.errors import UsageError
 from vmcoal.model.attachment import AttachedGpu, AttachRequest, DetachRequest, MemoryStyle, Plan
 from vmcoal.model.machine import Engine
-from vmcoal.model.paging import HOME, LossPolicy
+from vmcoal.model.paging import HOME, Compression, LossPolicy
 from vmcoal.model.units import format_duration, format_size
 
 
@@ -97,6 +98,7 @@ def _alone(each: str, following: str) -> str:
     help="Where the second place is: another lender, or a file on this host. Else the nearest other lender with room.",
 )
 @on_loss_option
+@compress_option
 @click.option("--deadline", type=SECONDS, help="How long it may take before everything is undone.  [default: 2m]")
 @dry_run_option
 @output_option
@@ -113,6 +115,7 @@ def attach(
     replicas: int | None,
     replica_on: str | None,
     on_loss: str | None,
+    compress: str | None,
     deadline: float | None,
     dry_run: bool,
     form: str,
@@ -145,6 +148,7 @@ def attach(
         replicas=replicas or (1 if replica_on is None else 2),
         replica_on=replica_on,
         on_loss=None if on_loss is None else LossPolicy(on_loss),
+        compress=None if compress is None else Compression(compress),
         deadline=deadline or defaults.deadline_seconds,
         dry_run=dry_run,
     )

@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from vmcoal import layout
 from vmcoal.errors import NotFoundError, UsageError, VmcoalError
-from vmcoal.model.paging import HOME, LOCAL, LossPolicy
+from vmcoal.model.paging import HOME, LOCAL, Compression, LossPolicy
 from vmcoal.model.units import parse_duration, parse_size
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -196,6 +196,12 @@ on_loss_option = click.option(
     type=click.Choice([policy.value for policy in LossPolicy]),
     help="What touching a page that no lender gives does: it waits (stall), fails as from a broken DIMM (poison), or "
     "the whole VM waits (pause).",
+)
+compress_option = click.option(
+    "--compress",
+    type=click.Choice([compression.value for compression in Compression]),
+    help="Whether pages are compressed before they are sealed and sent: always (on), never (off, until told), or "
+    "where the measured rate of the link makes it pay (auto). The lender then sees how well each page compresses.",
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the exact steps, and change nothing.")
 yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")

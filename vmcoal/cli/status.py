@@ -195,6 +195,7 @@ def paging_lines(paging: PagingActivity) -> list[str]:
         ("Borrowed", f"{format_size(paging.here)} here, {format_size(paging.away)} away, the rest is zeros"),
         ("Lost", format_size(paging.lost) if paging.lost else None),
         ("Hit ratio", _share(paging.hit_ratio, "of the faults on pages with bytes met them here or on their way")),
+        ("Compressed", _compressed(paging)),
         ("Prefetch", _share(paging.prefetch_accuracy, "of the guesses that were judged were used")),
     ]
     rows = []
@@ -233,6 +234,12 @@ def _who(lender: str) -> str:
 
 def _share(ratio: float | None, of: str) -> str | None:
     return None if ratio is None else f"{ratio * 100:.3g} % {of}"
+
+
+def _compressed(paging: PagingActivity) -> str | None:
+    if not paging.compressed or paging.compression is None:
+        return "nothing has been sent yet" if paging.compressed else None
+    return f"{paging.compression:.2f} bytes of pages in each byte on the links"
 
 
 def _place(store: StoreActivity) -> str:

@@ -10,6 +10,7 @@ from vmcoal.cli.params import (
     PLACE_OF_COPY,
     REPLICAS,
     SIZE,
+    compress_option,
     deadline_option,
     on_loss_option,
     output_option,
@@ -19,7 +20,7 @@ from vmcoal.cli.params import (
 from vmcoal.cli.vm import vm_steps
 from vmcoal.controller.api import TuneRequest, Tuning
 from vmcoal.errors import UsageError
-from vmcoal.model.paging import LossPolicy
+from vmcoal.model.paging import Compression, LossPolicy
 from vmcoal.model.units import format_size
 
 
@@ -29,6 +30,7 @@ from vmcoal.model.units import format_size
     vmcoal tune
     vmcoal tune web --cache 512M
     vmcoal tune web --on-loss pause
+    vmcoal tune web --compress auto
     vmcoal tune web --replicas 2
     vmcoal tune web --replica-on local
     """,
@@ -49,6 +51,7 @@ from vmcoal.model.units import format_size
     help="Where the second place is: another lender, or a file on this host. Else the nearest other lender with room.",
 )
 @on_loss_option
+@compress_option
 @deadline_option(3600.0, "copies may take; what is not done by then is undone")
 @output_option
 def tune(
@@ -57,6 +60,7 @@ def tune(
     replicas: int | None,
     replica_on: str | None,
     on_loss: str | None,
+    compress: str | None,
     deadline: float,
     form: str,
 ) -> None:
@@ -71,6 +75,7 @@ def tune(
     request = TuneRequest(
         cache=cache,
         on_loss=None if on_loss is None else LossPolicy(on_loss),
+        compress=None if compress is None else Compression(compress),
         replicas=2 if replicas is None and replica_on else replicas,
         replica_on=replica_on,
         deadline=deadline,
@@ -92,12 +97,20 @@ _LOSS = {
 }
 
 
+_COMPRESSES = {
+    Compression.AUTO: "pages are compressed where the link is slow",
+    Compression.ON: "pages are compressed before they are sent",
+    Compression.OFF: "pages are sent as they are",
+}
+
+
 def tuned_text(told: Tuning) -> str:
     """Return how borrowed memory behaves, one line each."""
     cache = format_size(told.cache) if told.cache else "-"
     lines = [
         f"Cache:    {cache} of all borrowed memory may be on this host",
         f"On loss:  {told.on_loss}: what touches a page that no lender gives {_LOSS[told.on_loss]}",
+        f"Compress: {told.compress}: {_COMPRESSES[told.compress]}",
     ]
     lines += [f"Pages:    {device} at {' and '.join(places)}" for device, places in told.places.items()]
     return "\n".join(lines)

@@ -26,7 +26,7 @@ from vmcoal.model.activity import PageFetch
 from vmcoal.model.attachment import Attachment
 from vmcoal.model.lease import Offer, ResourceKind
 from vmcoal.model.link import Link
-from vmcoal.model.paging import LossPolicy
+from vmcoal.model.paging import Compression, LossPolicy
 
 
 class AttachResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,22 +78,25 @@ class MoveResult(msgspec.Struct, frozen=True, kw_only=True):
 class TuneRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Change how a VM's borrowed memory behaves; what is ``None`` stays as it is. ``cache`` in bytes; ``replicas`` 1 or
     2 places for the pages of all that is attached, the second one ``replica_on`` a lender, ``local`` (a file here), or
-    ``None`` for the nearest other lender; ``deadline`` seconds for what has to be copied."""
+    ``None`` for the nearest other lender; ``compress`` whether pages are made smaller on their way; ``deadline``
+    seconds for what has to be copied."""
 
     cache: int | None = None
     on_loss: LossPolicy | None = None
     replicas: int | None = None
     replica_on: str | None = None
+    compress: Compression | None = None
     deadline: float = 3600.0
 
 
 class Tuning(msgspec.Struct, frozen=True, kw_only=True):
     """How a VM's borrowed memory behaves. ``cache``: how many bytes of it may be on this host, all lenders together.
-    ``on_loss``: what touching a page that no lender gives does, where an attach did not say otherwise. ``places``: for
-    each device who has its pages. ``notes``: for people."""
+    ``on_loss``: what touching a page that no lender gives does, where an attach did not say otherwise. ``compress``:
+    whether pages are made smaller on their way. ``places``: who has the pages of each device. ``notes``: for people."""
 
     cache: int | None = None
     on_loss: LossPolicy = LossPolicy.STALL
+    compress: Compression = Compression.OFF
     places: dict[str, tuple[str, ...]] = {}
     notes: tuple[str, ...] = ()
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vmcoal.backends.conflicts import refuse_conflicts
 from vmcoal.backends.cpu import choose_cpu_engine
-from vmcoal.controller import gpu, granular, passthrough, tune
+from vmcoal.controller import compression, gpu, granular, passthrough, tune
 from vmcoal.controller.api import AttachResult
 from vmcoal.controller.borrow import borrow, settle
 from vmcoal.controller.loans import Loan, amounts, attachments, vcpus
@@ -29,7 +29,7 @@ from vmcoal.model.guest import MemorySpan
 from vmcoal.model.lease import ResourceKind
 from vmcoal.model.link import Link
 from vmcoal.model.machine import CpuMode, FarNode
-from vmcoal.model.paging import LOCAL, LossPolicy
+from vmcoal.model.paging import LOCAL, Compression, LossPolicy
 from vmcoal.model.units import MIB, format_duration, format_size
 from vmcoal.policy.admission import GRAIN, admit
 from vmcoal.policy.distance import link_distance
@@ -70,10 +70,10 @@ def check_request(request: AttachRequest) -> None:
     if request.style is MemoryStyle.GRANULAR and not request.memory:
         raise UsageError("--granular is a way to attach memory", hint="add --memory SIZE")
     grain = GRAIN if request.style is MemoryStyle.GRANULAR else BLOCK
-    if not request.memory and (request.cache or request.on_loss or request.replicas != 1):
+    if not request.memory and (request.cache or request.on_loss or request.compress or request.replicas != 1):
         raise UsageError(
-            "--cache, --replicas and --on-loss are for borrowed memory",
-            hint="add --memory SIZE; vmcoal tune changes cache, replicas and loss policy of what is attached",
+            "--cache, --compress, --replicas and --on-loss are for borrowed memory",
+            hint="add --memory SIZE; vmcoal tune changes all of them for what is attached",
         )
     if request.replica_on is not None and request.replicas == 1:
         raise UsageError("--replica-on is where a second place is", hint="add --replicas 2")
@@ -99,7 +99,7 @@ async def survey(vm: Vm, request: AttachRequest) -> Journey:
         choose_cpu_engine(request.engine, session.same_host)
     if request.memory:
         refuse_conflicts(vm.engine.traits, vm.spec)
-        tune.check(vm, request.cache, request.on_loss)
+        tune.check(vm, request.cache, request.on_loss, request.compress)
     link = await vm.keeper.measure(record.name)
     bound = vm.book.bound()
     if session.same_host and all(loan.is_passthrough for loan in vm.book.on(request.node or 0)):
@@ -161,6 +161,8 @@ def plan(vm: Vm, request: AttachRequest, journey: Journey) -> Plan:
             region, argvs = vm.engine.plan(_NEW, capacity)
             if request.cache is not None:
                 steps.append(tune.plan_cache(vm, request.cache))
+            if request.compress is not None:
+                steps.append(tune.plan_compression(vm, request.compress))
             steps.append(Step("lease memory", f"lease {format_size(request.memory)} of memory", lender))
             if journey.copy_on is not None:
                 where = "this host" if journey.copy_on == LOCAL else journey.copy_on
@@ -215,6 +217,8 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
         )
         if request.cache is not None:
             await tune.set_cache(vm, request.cache, trans)
+        if request.compress is not None:
+            await tune.set_compression(vm, request.compress, trans)
         parts = [_attach_memory(vm, request, journey, trans)] if request.memory else []
         if request.cpus:
             parts.append(_attach_cpus(vm, request, journey, trans))
@@ -293,6 +297,8 @@ async def _new_memory(vm: Vm, request: AttachRequest, journey: Journey, trans: T
         await add_copy(vm, loan, journey.copy_on, trans)
     if loan.on_loss is not LossPolicy.STALL:
         await vm.pager("loss policy").set_loss(loan.region, loan.on_loss)
+    if compression.wanted(vm) is not Compression.OFF:
+        await compression.apply_compression(vm)
     trans.say(f"plug {format_size(request.memory)} into node {far.node}")
     started = time.monotonic()
     if in_grains:

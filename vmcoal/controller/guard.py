@@ -3,7 +3,7 @@
 A place that does not come back within its grace is given up, and the region gets another one on a spare lender. A VM
 whose memory was attached with ``--on-loss pause`` is stopped while a page that it touches is nowhere to be had. The
 guard looks when something changed, every second while something is wrong or may have to be paused, and now and then
-where there are copies; a VM with none of these is left alone.
+where there are copies, or links that may be worth compressing for; a VM with none of these is left alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import logging
 import time
 
+from vmcoal.controller.compression import apply_compression, wanted
 from vmcoal.controller.journal import PAUSED
 from vmcoal.controller.loans import Loan
 from vmcoal.controller.places import add_copy, find_spare, give_up, settle_copy, tidy
@@ -22,8 +23,9 @@ from vmcoal.controller.vm import Vm
 from vmcoal.errors import VmcoalError
 from vmcoal.model.attachment import AttachmentState
 from vmcoal.model.lease import LeaseState
-from vmcoal.model.paging import LossPolicy, PagedRegion
+from vmcoal.model.paging import Compression, LossPolicy, PagedRegion
 from vmcoal.model.units import format_size
+from vmcoal.policy.paging import compresses
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,10 @@ class Guard:
             async with vm.queued_turn("tidy up", brief=True):
                 for line in await tidy(vm):
                     log.warning("%s", line)
+        told = wanted(vm)
+        if told is Compression.AUTO and any(seen.compress is not compresses(told, seen) for seen in known.values()):
+            async with vm.queued_turn("compression", brief=True):
+                await apply_compression(vm)
         for loan in carriers:
             if loan.region in known:
                 await self._keep_copies(loan.region, known[loan.region])
@@ -181,7 +187,7 @@ class Guard:
         short = any(len(vm.book.places(x.region)) < x.replicas for x in memory if not x.copy)
         if wrong or short or self._untidy:
             return _OFTEN
-        return _RARELY if any(loan.copy for loan in memory) else None
+        return _RARELY if any(loan.copy for loan in memory) or wanted(vm) is Compression.AUTO else None
 
 
 def held(vm: Vm) -> str | None:

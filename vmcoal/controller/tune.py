@@ -11,6 +11,7 @@ import msgspec
 
 from vmcoal.controller import copies
 from vmcoal.controller.api import TuneRequest, Tuning
+from vmcoal.controller.compression import apply_compression
 from vmcoal.controller.journal import TUNING
 from vmcoal.controller.transaction import Progress, Transaction, transaction
 from vmcoal.controller.undo import undos
@@ -18,7 +19,7 @@ from vmcoal.controller.vm import Vm
 from vmcoal.errors import PrerequisiteError, UsageError, VmcoalError
 from vmcoal.host.facts import Host
 from vmcoal.model.attachment import Step
-from vmcoal.model.paging import LossPolicy
+from vmcoal.model.paging import Compression, LossPolicy
 from vmcoal.model.units import MIB, format_size
 from vmcoal.policy.paging import refuse_loss
 
@@ -28,6 +29,11 @@ CACHE_MIN = MIB
 """A cache that is smaller than this makes every access a fetch."""
 
 _DEADLINE = 30.0
+_COMPRESSES = {
+    Compression.AUTO: "compress pages where the link is slow",
+    Compression.ON: "compress pages",
+    Compression.OFF: "send pages as they are",
+}
 
 
 def tuning(vm: Vm) -> Tuning:
@@ -35,8 +41,8 @@ def tuning(vm: Vm) -> Tuning:
     return msgspec.convert(vm.journal.items().get(TUNING, {}), Tuning)
 
 
-def check(vm: Vm, cache: int | None, on_loss: LossPolicy | None) -> None:
-    """Raise what keeps this VM from a ``cache`` of so many bytes or from a loss policy.
+def check(vm: Vm, cache: int | None, on_loss: LossPolicy | None, compress: Compression | None) -> None:
+    """Raise what keeps this VM from a ``cache`` of so many bytes, from a loss policy or from compressed pages.
 
     That is `ConflictError` for an engine without them, `UsageError` for too small a cache, `PrerequisiteError` for a
     host that cannot.
@@ -46,6 +52,8 @@ def check(vm: Vm, cache: int | None, on_loss: LossPolicy | None) -> None:
         if cache < CACHE_MIN:
             least = format_size(CACHE_MIN)
             raise UsageError(f"a cache of {format_size(cache)} is too small", hint=f"give {least} or more")
+    if compress is not None:
+        vm.pager("compression (--compress)")
     if on_loss is not None:
         vm.pager("loss policy (--on-loss)")
         if reason := refuse_loss(on_loss, Host().kernel(), vm.spec.accel):
@@ -59,18 +67,26 @@ def plan_cache(vm: Vm, cache: int) -> Step:
     )
 
 
+def plan_compression(vm: Vm, compress: Compression) -> Step:
+    """Return the step that has pages compressed, for a plan."""
+    return Step("compress", f"{_COMPRESSES[compress]}, of all memory that {vm.spec.name} borrows", "this host")
+
+
 async def tune(vm: Vm, request: TuneRequest, report: Progress) -> Tuning:
     """Change what ``request`` names, for good, and wait for what has to be copied; return how it is then."""
-    check(vm, request.cache, request.on_loss)
+    check(vm, request.cache, request.on_loss, request.compress)
     engine = vm.pager("cache and no loss policy")
     changes = await copies.survey(vm, request)
-    steps = (request.cache is not None) + (request.on_loss is not None)
+    steps = (request.cache is not None) + (request.on_loss is not None) + (request.compress is not None)
     async with transaction(
         vm.journal, undos(vm), "tune", request, steps=steps, deadline=_DEADLINE, report=report
     ) as trans:
         if request.cache is not None:
             trans.say(f"keep at most {format_size(request.cache)} here")
             await set_cache(vm, request.cache, trans)
+        if request.compress is not None:
+            trans.say(_COMPRESSES[request.compress])
+            await set_compression(vm, request.compress, trans)
         if request.on_loss is not None:
             trans.say(f"{request.on_loss} what touches a lost page")
             told = tuning(vm)
@@ -82,6 +98,14 @@ async def tune(vm: Vm, request: TuneRequest, report: Progress) -> Tuning:
                         await set_loss(vm, loan.region, request.on_loss)
     notes = await copies.carry_out(vm, changes, request, report)
     return msgspec.structs.replace(tuning(vm), cache=engine.cache, places=copies.places(vm), notes=tuple(notes))
+
+
+async def set_compression(vm: Vm, compress: Compression, trans: Transaction) -> None:
+    """Say whether pages of borrowed memory are compressed on their way, as a step of ``trans``."""
+    told = tuning(vm)
+    async with trans.step("compress", told=told):
+        vm.journal.put(TUNING, msgspec.structs.replace(told, compress=compress))
+        await apply_compression(vm)
 
 
 async def set_loss(vm: Vm, region: str, policy: LossPolicy) -> None:
@@ -112,5 +136,6 @@ async def restore(vm: Vm) -> None:
         for loan in vm.book:
             if loan.is_memory and not loan.copy and loan.on_loss is not LossPolicy.STALL:
                 await engine.set_loss(loan.region, loan.on_loss)
+        await apply_compression(vm)
     except VmcoalError as error:
         log.warning("the page engine does not take what it was told before: %s", error)

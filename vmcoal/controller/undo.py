@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from vmcoal.controller import gpu
+from vmcoal.controller.compression import apply_compression
 from vmcoal.controller.journal import TUNING
 from vmcoal.controller.transaction import Undo
 from vmcoal.controller.vm import Vm, cpu_names
@@ -97,6 +98,11 @@ def undos(vm: Vm) -> dict[str, Undo]:
     async def cache(data: dict[str, Any]) -> None:
         vm.journal.put(TUNING, data["told"])
         await vm.pager("bounded cache (--cache)").set_cache(data["before"])
+
+    async def compress(data: dict[str, Any]) -> None:
+        vm.journal.put(TUNING, data["told"])
+        with contextlib.suppress(NotFoundError):
+            await apply_compression(vm)
 
     async def told(data: dict[str, Any]) -> None:
         vm.journal.put(TUNING, data["told"])
@@ -200,6 +206,7 @@ def undos(vm: Vm) -> dict[str, Undo]:
         "book": book,
         "serve": serve,
         "cache": cache,
+        "compress": compress,
         "told": told,
         "loss": loss,
         "store": store,

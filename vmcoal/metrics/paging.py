@@ -38,6 +38,12 @@ SERIES = (
     Series("vmcoal_paging_copy_up", "gauge", "1 while a lender's memory server answers", ("lender", "region")),
     Series("vmcoal_paging_copy_behind_bytes", "gauge", "Bytes that a lender does not have yet", ("lender", "region")),
     Series("vmcoal_paging_copy_bytes", "counter", "Payload from and to a lender", ("lender", "region", "direction")),
+    Series(
+        "vmcoal_paging_copy_page_bytes",
+        "counter",
+        "The pages that the payload was before it was compressed",
+        ("lender", "region", "direction"),
+    ),
     Series("vmcoal_paging_fetch_seconds", "histogram", "Reads of single pages from a lender", ("lender", "region")),
 )
 
@@ -104,6 +110,10 @@ def _values(seen: PagingActivity) -> dict[str, list[tuple[tuple[str, ...], float
         "vmcoal_paging_copy_bytes": [
             *(((*who, "in"), store.bytes_in) for who, store in stores),
             *(((*who, "out"), store.bytes_out) for who, store in stores),
+        ],
+        "vmcoal_paging_copy_page_bytes": [
+            *(((*who, "in"), store.plain_in) for who, store in stores),
+            *(((*who, "out"), store.plain_out) for who, store in stores),
         ],
     }
 

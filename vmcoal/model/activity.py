@@ -12,7 +12,8 @@ from vmcoal.model.paging import PagedRegion
 class StoreActivity(msgspec.Struct, frozen=True, kw_only=True):
     """One place of a region's pages (`vmcoal.model.paging.PageCopy`), and what went through it.
 
-    ``lender`` has it; sizes in bytes; ``bytes_in`` came from there, ``bytes_out`` went there; ``latency[i]`` counts
+    ``lender`` has it; sizes in bytes; ``bytes_in`` came from there, ``bytes_out`` went there, which were pages of
+    ``plain_in`` and ``plain_out`` bytes before they were compressed; ``latency[i]`` counts
     reads of one page that took less than 2**i µs and not less than half of that, the last bucket also what took longer.
     """
 
@@ -25,6 +26,8 @@ class StoreActivity(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
     bytes_in: int = 0
     bytes_out: int = 0
+    plain_in: int = 0
+    plain_out: int = 0
     latency: tuple[int, ...] = ()
 
 
@@ -50,6 +53,18 @@ class PagingActivity(msgspec.Struct, frozen=True, kw_only=True):
     prefetch_accuracy: float | None = None
     regions: dict[str, PagedRegion] = {}
     stores: tuple[StoreActivity, ...] = ()
+
+    @property
+    def compressed(self) -> bool:
+        """Whether pages are compressed, or were."""
+        moved = any(store.plain_in + store.plain_out > store.bytes_in + store.bytes_out for store in self.stores)
+        return moved or any(region.compress for region in self.regions.values())
+
+    @property
+    def compression(self) -> float | None:
+        """Bytes of pages for each byte that they were on a link, both ways."""
+        plain = sum(store.plain_in + store.plain_out for store in self.stores)
+        return ratio(plain, sum(store.bytes_in + store.bytes_out for store in self.stores))
 
     @property
     def here(self) -> int:

@@ -11,7 +11,7 @@ from vmcoal.model.gpu import GpuDevice
 from vmcoal.model.lease import LeaseState
 from vmcoal.model.link import Link
 from vmcoal.model.machine import Engine
-from vmcoal.model.paging import LossPolicy
+from vmcoal.model.paging import Compression, LossPolicy
 
 
 class MemoryStyle(enum.StrEnum):
@@ -37,7 +37,8 @@ class AttachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     one whose tier fits the link; ``deadline`` in seconds. ``cache`` bytes of all the VM's borrowed memory that may be
     on this host, ``None`` as it is; ``replicas`` 1 or 2 places for the pages, the second one ``replica_on`` a lender,
     ``local`` (a file here), or ``None`` for the nearest other lender; ``on_loss`` what touching a lost page does,
-    ``None`` as it was tuned."""
+    ``None`` as it was tuned; ``compress`` whether pages of all the VM's borrowed memory are made smaller on their way,
+    ``None`` as it is."""
 
     lender: str | None = None
     cpus: int = 0
@@ -51,6 +52,7 @@ class AttachRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     replicas: int = 1
     replica_on: str | None = None
     on_loss: LossPolicy | None = None
+    compress: Compression | None = None
     deadline: float = 120.0
     dry_run: bool = False
 

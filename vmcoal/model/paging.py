@@ -21,22 +21,33 @@ class LossPolicy(enum.StrEnum):
     PAUSE = "pause"  # what touches it waits, and the whole VM is stopped until the page is back
 
 
+class Compression(enum.StrEnum):
+    """Whether pages are made smaller before they are sealed and leave this host."""
+
+    AUTO = "auto"  # where the link is so slow that it pays
+    ON = "on"
+    OFF = "off"
+
+
 class PageCopy(msgspec.Struct, frozen=True, kw_only=True):
     """One of up to two places that a region's pages are stored in: ``number`` 0 or 1, whether it is ``connected`` or
-    ``refused`` (it has other bytes), how many bytes it is ``behind``, and ``why`` it does not answer."""
+    ``refused`` (it has other bytes), how many bytes it is ``behind``, and ``why`` it does not answer. ``rate``: bytes
+    a second that went over its link while that was busy, 0 while that is not known."""
 
     number: int
     connected: bool = False
     refused: bool = False
     behind: int = 0
     why: str = ""
+    rate: int = 0
 
 
 class PagedRegion(msgspec.Struct, frozen=True, kw_only=True):
     """One region of paged memory, sizes in bytes.
 
     ``mapped``: QEMU has it through the engine; ``away`` is neither here nor zero; ``lost``: no place has it as it was
-    stored; ``waiting``: faults that wait now on a page that no place gives; ``home``: it stays here.
+    stored; ``waiting``: faults that wait now on a page that no place gives; ``home``: it stays here;
+    ``compress``: what leaves is made smaller.
     """
 
     size: int
@@ -46,6 +57,7 @@ class PagedRegion(msgspec.Struct, frozen=True, kw_only=True):
     lost: int = 0
     waiting: int = 0
     home: bool = False
+    compress: bool = False
     policy: LossPolicy = LossPolicy.STALL
     copies: tuple[PageCopy, ...] = ()
 

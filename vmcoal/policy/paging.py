@@ -9,7 +9,7 @@ import msgspec
 
 from vmcoal.model.lease import Offer, ResourceKind
 from vmcoal.model.machine import Accel
-from vmcoal.model.paging import LossPolicy, PagedRegion
+from vmcoal.model.paging import Compression, LossPolicy, PagedRegion
 from vmcoal.model.units import MIB, format_duration, format_size
 
 PLACES = 2
@@ -17,6 +17,14 @@ PLACES = 2
 
 _KEPT_FREE = 256 * MIB
 """Bytes of this host's memory that stay free when borrowed memory comes home."""
+
+
+_PAGE = 4096
+_SHRINKS = 0.5
+"""What a page is expected to be shorter by; programs' memory is more, pictures and keys are nothing."""
+
+_PACKING = 25e-6
+"""Seconds of a processor for a page that is packed once and unpacked once (docs/benchmarks.md)."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -59,6 +67,21 @@ def only_at(region: PagedRegion, number: int) -> int:
     if region.home:
         ways.append(region.away)
     return min(ways, default=region.size)
+
+
+def compresses(wanted: Compression, region: PagedRegion) -> bool:
+    """Return whether what leaves of ``region`` is to be compressed.
+
+    With ``auto`` that is where the slowest link to one of its places needs at least twice as long for what is saved of
+    a page as a processor for saving it. A region that is compressed stays so until it costs more than it saves. A rate
+    that nobody has seen yet is no reason for anything.
+    """
+    if wanted is not Compression.AUTO:
+        return wanted is Compression.ON
+    rates = [copy.rate for copy in region.copies if copy.rate]
+    if not rates:
+        return False
+    return _PAGE * _SHRINKS / min(rates) > _PACKING * (1 if region.compress else 2)
 
 
 def refuse_loss(policy: LossPolicy, kernel: str, accel: Accel) -> str | None:
