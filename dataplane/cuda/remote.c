@@ -183,11 +183,25 @@ static bool let_move(struct remote *remote)
 	return !atomic_load(&remote->lost);
 }
 
+/* Whether answers are on their way: none begins to be while `sending` is held. */
+static bool expects_answers(struct remote *remote)
+{
+	bool expects;
+
+	pthread_mutex_lock(&remote->lock);
+	expects = remote->first;
+	pthread_mutex_unlock(&remote->lock);
+	return expects;
+}
+
 static bool put(struct remote *remote, struct iovec *pieces, unsigned count)
 {
+	/* What no answer can hold up may wait in the kernel, which takes fewer calls. */
+	int flags = MSG_NOSIGNAL | (expects_answers(remote) ? MSG_DONTWAIT : 0);
+
 	while (count) {
 		struct msghdr message = {.msg_iov = pieces, .msg_iovlen = count};
-		ssize_t sent = sendmsg(remote->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+		ssize_t sent = sendmsg(remote->fd, &message, flags);
 
 		if (sent < 0 && errno == EINTR)
 			continue;
