@@ -1,5 +1,5 @@
-"""numba-cuda, unchanged, on a lent CUDA device: it finds the driver, compiles to PTX, has it linked and launches it.
-The driver behind it is the stand-in, which runs the PTX."""
+"""Programs that know nothing of vmcoal, on a lent CUDA device: numba-cuda and tinygrad find the driver, compile to PTX,
+have it loaded and launch it. The driver behind it is the stand-in, which runs the PTX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vmcoal.holding.binaries import find_binary
 pytestmark = [pytest.mark.contract, pytest.mark.soak]
 
 # Without nvJitLink numba has the driver link, as PTX; the stand-in runs no machine code.
-PROGRAM = """
+NUMBA = """
 import cuda.pathfinder as pathfinder
 load = pathfinder.load_nvidia_dynamic_lib
 def without_nvjitlink(name):
@@ -43,18 +43,38 @@ print("right" if (c.copy_to_host() == 3 * a).all() else "wrong")
 """
 
 
-def test_numba_computes(tmp_path: Path) -> None:
-    if importlib.util.find_spec("numba_cuda") is None:
-        pytest.skip("numba-cuda is not installed: .venv/bin/pip install 'numba-cuda[cu12]'")
+# The stand-in knows no vectors, which tinygrad's optimizations make.
+TINYGRAD = """
+import os
+os.environ |= {"DEV": "CUDA:PTX", "NOOPT": "1"}
+from tinygrad import Device, Tensor
+print(Device.DEFAULT)
+a = [float(number) for number in range(1000)]
+b = [2 * number for number in a]
+print("right" if (Tensor(a) + Tensor(b)).tolist() == [3 * number for number in a] else "wrong")
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "install", "program", "says"),
+    [
+        ("numba_cuda", "numba-cuda[cu12]", NUMBA, "['vmcoal stand-in']\nright\n"),
+        ("tinygrad", "tinygrad", TINYGRAD, "CUDA\nright\n"),
+    ],
+    ids=["numba", "tinygrad"],
+)
+def test_it_computes(tmp_path: Path, module: str, install: str, program: str, says: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not installed: .venv/bin/pip install '{install}'")
     server = Server(tmp_path)
     (tmp_path / "lib").mkdir()
     for name in ("libcuda.so.1", "libcuda.so"):
         (tmp_path / "lib" / name).symlink_to(find_binary("libvmcoal-cuda.so"))
     folders = [str(tmp_path / "lib"), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
-    env = server.env | {"LD_LIBRARY_PATH": ":".join(folders)}
+    env = server.env | {"LD_LIBRARY_PATH": ":".join(folders), "XDG_CACHE_HOME": str(tmp_path)}
     try:
-        argv = [sys.executable, "-W", "ignore", "-c", PROGRAM]
+        argv = [sys.executable, "-W", "ignore", "-c", program]
         done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=240, check=False)
     finally:
         server.close()
-    assert done.stdout == "['vmcoal stand-in']\nright\n", done.stderr
+    assert done.stdout == says, done.stderr
