@@ -13,6 +13,10 @@
 
 enum { PAUSE_FIRST_US = 50000, PAUSE_MAX_US = 1000000, CORK_BYTES = 64 << 10 };
 
+/* A link that is idle has no request whose deadline could be over. The kernel asks a peer that was silent for so many
+ * seconds, again after each interval, and ends the connection after so many questions; nobody here wakes up for it. */
+enum { SILENT_S = 15, INTERVAL_S = 5, QUESTIONS = 4 };
+
 int64_t now_us(void)
 {
 	struct timespec now;
@@ -79,7 +83,18 @@ void link_init(struct link *link, int epoll, void *tag, struct requests *done, s
 	TAILQ_INIT(&link->sent);
 }
 
-/* Keep the socket beyond libnbd where a write was not answered. libnbd closed it itself if the store did. */
+static void keep_asking(int fd, bool on)
+{
+	int value = on, silent = SILENT_S, interval = INTERVAL_S, questions = QUESTIONS;
+
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &silent, sizeof silent);
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof interval);
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &questions, sizeof questions);
+	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &value, sizeof value);
+}
+
+/* Keep the socket beyond libnbd where a write was not answered. libnbd closed it itself if the store did. That a peer is
+ * silent says nothing of what it will still do with the write, so nobody asks any more. */
 static int keep_socket(const struct link *link)
 {
 	int fd = link->nbd ? nbd_aio_get_fd(link->nbd) : -1, left;
@@ -89,8 +104,10 @@ static int keep_socket(const struct link *link)
 		if (request->write)
 			break;
 	left = request && fd >= 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
-	if (left >= 0)
+	if (left >= 0) {
+		keep_asking(left, false);
 		shutdown(left, SHUT_WR);
+	}
 	return left;
 }
 
@@ -174,6 +191,7 @@ static void review(struct link *link)
 			return;
 		}
 		link->state = LINK_READY;
+		keep_asking(nbd_aio_get_fd(link->nbd), true);
 		link->pause_us = PAUSE_FIRST_US;
 		link->why[0] = 0;
 	}

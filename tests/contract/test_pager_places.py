@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,22 @@ async def test_what_a_region_says() -> None:
         assert seen.away > 0
         (copy,) = seen.copies
         assert (copy.number, copy.connected, copy.refused) == (0, True, False)
+
+
+def kernel_asks(port: int) -> list[bool]:
+    """Return for each connection to a local port whether the kernel asks a silent peer if it is still there."""
+    lines = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    found = [words for words in lines if words[2].endswith(f":{port:04X}") and words[3] == "01"]
+    return [words[5].startswith("02:") for words in found]  # Documentation/networking/proc_net_tcp.rst
+
+
+async def test_the_kernel_asks_a_lender_of_whom_nothing_is_wanted() -> None:
+    """Else a guest that does nothing would never hear that a place of its pages is gone."""
+    async with Scene() as scene:
+        await scene.guest.ask("fill 1")
+        async with asyncio.timeout(30):  # while bytes are on their way, the kernel's timer is that of sending them again
+            while not (asks := kernel_asks(scene.port)) or not all(asks):
+                await asyncio.sleep(0.05)
 
 
 async def test_from_lender_to_lender_home_and_away_again_under_load() -> None:

@@ -35,6 +35,7 @@ class Scene:
         self._request_deadline = request_deadline
         self._stack = AsyncExitStack()
         self.entries: list[Entry] = []
+        self.port = 0  # of the first lender's server
         self.servers: MemoryServers
         self.engine: PagerEngine
         self.guest: PagedGuest
@@ -48,7 +49,7 @@ class Scene:
             one, server = await lend(self.servers, entry(SIZE))
             stack.push_async_callback(self.servers.stop, one)
             self.entries.append(one)
-            self._region = one.lease.id
+            self._region, self.port = one.lease.id, server.port
             region = await self.engine.prepare(one.lease, server, "127.0.0.1", deadline=20)
             stack.push_async_callback(self.engine.remove, self.lease, mapped_by=None, deadline=10)
             if self._replicas == 2:
