@@ -59,7 +59,9 @@ async def test_the_kernel_asks_a_lender_of_whom_nothing_is_wanted() -> None:
     """Else a guest that does nothing would never hear that a place of its pages is gone."""
     async with Scene() as scene:
         await scene.guest.ask("fill 1")
-        async with asyncio.timeout(30):  # while bytes are on their way, the kernel's timer is that of sending them again
+        async with asyncio.timeout(
+            30
+        ):  # while bytes are on their way, the kernel's timer is that of sending them again
             while not (asks := kernel_asks(scene.port)) or not all(asks):
                 await asyncio.sleep(0.05)
 

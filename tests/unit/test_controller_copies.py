@@ -224,6 +224,30 @@ async def test_without_a_spare_lender_it_is_said_and_tried_again(paged: Copied) 
     assert _troubles(vm) == []
 
 
+@pytest.mark.parametrize("spare", [True, False])
+async def test_a_copy_on_this_host_is_copied_to_a_spare_lender(paged: Copied, spare: bool) -> None:
+    """The only place that is left has no lender, and the guest runs on from it alone until there is another."""
+    del paged.world.lenders["cellar"]
+    vm = await paged.ready(LOCAL)
+    (region,) = paged.pager.paged.values()
+    region.places[1].behind = 0
+    paged.lose("attic")
+    guard = Guard(vm)
+    await guard.look()
+    assert paged.places(vm) == ["local"]
+    assert any("this host's disk alone, and no other paired lender" in text for text in _troubles(vm))
+    assert guard._interval() == guards._OFTEN
+    if spare:
+        paged.world.lenders["barn"] = FakeLender("barn")
+        guard._retry.clear()
+        await guard.look()
+        assert paged.places(vm) == ["local", "barn"]
+        assert _troubles(vm) == []
+    await detach(vm, ALL, paged.world.report)
+    assert len(vm.book) == 0
+    assert paged.pager.paged == {}
+
+
 async def test_a_place_that_comes_back_within_its_grace_is_kept(paged: Copied) -> None:
     vm = await paged.ready()
     (region,) = paged.pager.paged.values()

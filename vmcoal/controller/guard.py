@@ -23,7 +23,7 @@ from vmcoal.controller.vm import Vm
 from vmcoal.errors import VmcoalError
 from vmcoal.model.attachment import AttachmentState
 from vmcoal.model.lease import LeaseState
-from vmcoal.model.paging import Compression, LossPolicy, PagedRegion
+from vmcoal.model.paging import HOME, Compression, LossPolicy, PagedRegion
 from vmcoal.model.units import format_size
 from vmcoal.policy.paging import compresses
 
@@ -124,10 +124,11 @@ class Guard:
     async def _replicate(self, carrier: Loan) -> None:
         """Have the pages of a region in one more place; what prevents it is told in the status."""
         vm, region = self._vm, carrier.region
-        if time.monotonic() < self._retry.get(region, 0.0) or not carrier.leased:
+        if time.monotonic() < self._retry.get(region, 0.0) or carrier.lease.lender == HOME:
             return
         self._retry[region] = time.monotonic() + _RETRY
-        what = f"the {format_size(carrier.size)} of {carrier.device} are at {carrier.lease.lender} alone"
+        where = f"at {carrier.lease.lender}" if carrier.leased else "on this host's disk"
+        what = f"the {format_size(carrier.size)} of {carrier.device} are {where} alone"
         try:
             async with vm.queued_turn("replicate", brief=True):
                 current = vm.book.carrier(region)

@@ -129,8 +129,8 @@ class LoanBook:
         return list(dict.fromkeys(x.lease.lender for x in self if x.leased))
 
     def sources(self) -> list[str]:
-        """Return whom things can be detached from: the lenders, and this host where memory is home."""
-        return list(dict.fromkeys(x.lease.lender for x in self if x.lease.lender != LOCAL))
+        """Return whom things can be detached from: the lenders, and this host where memory is home or left alone."""
+        return list(dict.fromkeys(x.lease.lender for x in self if x.lease.lender != LOCAL or not x.copy))
 
     def bound(self) -> dict[int, str]:
         """Return the far nodes that are bound: to the lender whose things are there longest, or, where there are none,
