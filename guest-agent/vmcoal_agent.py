@@ -352,8 +352,9 @@ class System:
         folder = f"{self.memory}/memory{number}"
         state = read(folder + "/state") or "gone"
         nodes = numbered(folder, "node")
-        zones = (read(folder + "/valid_zones") or "").split()
-        zone = zones[0] if state == "online" and zones and zones[0] != "none" else ""
+        # Not of a block that is just being added: before it has its node, reading this is an oops of Linux 6.1.
+        zones = (read(folder + "/valid_zones") or "").split() if state == "online" and nodes else []
+        zone = zones[0] if zones and zones[0] != "none" else ""
         removable = read_int(folder + "/removable") != 0
         return {"number": number, "state": state, "node": nodes[0] if nodes else None, "zone": zone, "rem": removable}
 

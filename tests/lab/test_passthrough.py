@@ -14,13 +14,16 @@ from framework.one_host import LENDER, VM, OneHost, one_host
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
 EDU, DISPLAY, DISK, SERIAL = "0000:00:10.0", "0000:00:11.0", "0000:00:05.0", "0000:00:03.0"
+RAM = "0000:00:13.0"
+LEGACY_EDU, NETWORK = "0000:01:01.0", "0000:01:02.0"
+FUNCTIONS = ("edu", "bochs-display", "legacy-bus", "ivshmem-plain")
 PROGRAM = (Path(__file__).parents[1] / "framework" / "edu.py").read_text()
 BOOT = ("--accel", "kvm", "--cpus", "1", "--memory", "384M", "--far-nodes", "2", "--far-memory", "1G", "--net", "none")
 
 
 @pytest.fixture(scope="module")
 def host(request: pytest.FixtureRequest) -> Iterator[OneHost]:
-    with one_host(request, "12", memory=1792, iommu=True, functions=("edu", "bochs-display")) as made:
+    with one_host(request, "12", memory=1792, iommu=True, functions=FUNCTIONS) as made:
         made.vmcoal("boot", VM, *BOOT, "--gpu-window", "32M")
         yield made
 
@@ -131,13 +134,33 @@ def test_what_qemu_may_not_lock_and_who_has_the_group(host: OneHost) -> None:
 
 
 def test_refusals(host: OneHost) -> None:
+    interface = host.shell(f"basename /sys/bus/pci/devices/{NETWORK}/virtio*/net/*")
+    host.shell(f"ip link set {interface} up")
     for address, words in (
         ("0000:09:00.0", "this host has no PCI function 0000:09:00.0"),
         ("0000:00:1f.0", "0000:00:1f.0 is a bridge"),
         (DISK, "is mounted or in use"),
+        (NETWORK, f"network interface {interface} is up (ip link set {interface} down)"),
+        (RAM, "need a window of 128 MiB, and the PCI ports of node 1 have 32 MiB"),
     ):
         assert words in refused(host, address)
+    said = refused(host, LEGACY_EDU)
+    assert f"{LEGACY_EDU} shares IOMMU group" in said
+    assert f"{NETWORK} (" in said
+    assert "driver virtio-pci" in said
+    assert "boot --gpu-window 128M" in refused(host, RAM)
     bind_console(host, 1)
-    assert "its console is on it, fb0" in refused(host, DISPLAY)
-    assert driver(host, DISPLAY) == "bochs-drm"
-    assert driver(host, DISK) == "virtio-pci"
+    assert "its console is on it, fb" in refused(host, DISPLAY)
+    assert [driver(host, one) for one in (DISPLAY, DISK, NETWORK)] == ["bochs-drm", "virtio-pci", "virtio-pci"]
+
+
+def test_a_display_that_a_program_has_open_and_a_user_without_rights(host: OneHost) -> None:
+    bind_console(host, 0)
+    card = host.shell(f"basename /sys/bus/pci/devices/{DISPLAY}/drm/card*")
+    holder = host.shell(f"sleep 1000 </dev/dri/{card} >/dev/null 2>&1 & echo $!")
+    assert f"sleep has /dev/dri/{card} open" in refused(host, DISPLAY)
+    host.shell(f"kill {holder}")
+    user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "HOME=/nonexistent")
+    said = host.run(*user, "vmcoal", "doctor", "gpu", code=None).text
+    assert f"this user may not give {DISPLAY} another driver" in said
+    assert f"echo vfio-pci > /sys/bus/pci/devices/{DISPLAY}/driver_override" in said

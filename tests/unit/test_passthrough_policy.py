@@ -8,13 +8,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from vmcoal.errors import ConflictError, PrerequisiteError, UsageError, VmcoalError
+from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, PrerequisiteError, UsageError, VmcoalError
+from vmcoal.machine import pci
 from vmcoal.model.machine import Accel, FarNode, KernelBoot, MachineSpec
 from vmcoal.model.pci import DRIVER, Bar, GuestFunction, PassthroughFacts, PciFunction
 from vmcoal.model.units import GIB, MIB
 from vmcoal.policy.passthrough import (
     MARGIN,
     check_address,
+    check_bars,
     check_window,
     choose_own_node,
     low_window_needed,
@@ -193,3 +195,34 @@ def test_the_node_of_a_function() -> None:
         choose_own_node(spec, {}, {**free, 1: 0}, 1)
     with pytest.raises(ConflictError, match="without far nodes"):
         choose_own_node(msgspec.structs.replace(spec, far_nodes=()), {}, {}, None)
+
+
+class QueryPci:
+    """A monitor that knows one command: a function behind a root port, of which one BAR is not mapped."""
+
+    async def execute(self, command: str, arguments: Any = None, *, deadline: float = 10.0) -> Any:
+        assert command == "query-pci"
+        known = {"slot": 0, "function": 0, "class_info": {"class": 0x0380}, "id": {"device": 1, "vendor": 2}}
+        regions = [
+            {"bar": 1, "type": "memory", "address": 0xC0000000, "size": 4096, "prefetch": False, "mem_type_64": False},
+            {"bar": 4, "type": "memory", "address": -1, "size": 16384, "prefetch": True, "mem_type_64": True},
+        ]
+        function = {"bus": 33, "qdev_id": "gpu-l1", "regions": regions, **known}
+        bus = {"number": 32, "secondary": 33, "subordinate": 33}
+        port = {"bus": 32, "qdev_id": "port", "pci_bridge": {"bus": bus, "devices": [function]}, **known}
+        return [{"bus": 0, "devices": []}, {"bus": 32, "devices": [port]}]
+
+
+async def test_a_bar_that_the_guest_left_out_is_named() -> None:
+    monitor: Any = QueryPci()
+    bars = await pci.bars(monitor, "gpu-l1")
+    assert [(bar.number, bar.size, bar.wide) for bar in bars] == [(1, 4096, False), (4, 16384, True)]
+    with pytest.raises(NotFoundError, match="QEMU lists no PCI device gpu-l2"):
+        await pci.bars(monitor, "gpu-l2")
+    far = FarNode(node=1, cpus=1, memory=GIB, distance=40, bus_nr=32)
+    starts = [(0, 0), (0xC0000000, 4096), (0, 0), (0, 0), (0, 0), (0, 0)]
+    seen = GuestFunction(address="0000:21:00.0", vendor=2, device=1, node=1, bars=tuple(starts))
+    with pytest.raises(ExecutionError, match=r"the guest gave BAR 4 \(16 KiB\) of gpu-l1 no address"):
+        check_bars("gpu-l1", bars, seen, far)
+    starts[4] = (0x2000000000, 16384)
+    check_bars("gpu-l1", bars, GuestFunction(address="", vendor=2, device=1, node=1, bars=tuple(starts)), far)

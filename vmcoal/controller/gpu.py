@@ -20,6 +20,7 @@ from vmcoal.controller.vm import Vm
 from vmcoal.errors import ExecutionError, NotFoundError, PrerequisiteError, RefusedError, UnreachableError, VmcoalError
 from vmcoal.fabric.messages import Granted
 from vmcoal.guest import gpu as guest_gpu
+from vmcoal.guest import pci as guest_pci
 from vmcoal.guest.channel import Agent
 from vmcoal.machine import gpu, pci
 from vmcoal.machine.names import gpu_ids
@@ -30,6 +31,8 @@ from vmcoal.model.lease import ResourceKind
 from vmcoal.model.link import Link
 from vmcoal.model.machine import FarNode
 from vmcoal.model.units import format_size
+from vmcoal.policy.passthrough import check_bars
+from vmcoal.together import together
 
 log = logging.getLogger(__name__)
 
@@ -115,16 +118,25 @@ async def attach(vm: Vm, granted: Granted, far: FarNode, link: Link, address: st
     trans.say(f"plug {describe(server.device)} into node {far.node}")
     started = time.monotonic()
     async with trans.step("plug-gpu", lease=lease.id):
-        await gpu.plug(vm.qmp, far, lease.id, deadline=_UNPLUG)
+        slot = await gpu.plug(vm.qmp, far, lease.id, deadline=_UNPLUG)
     vm.metrics.plugged("gpu", time.monotonic() - started)
     trans.say("let the guest's programs find it")
     async with trans.step("show-gpu", lease=lease.id):
-        seen = await guest_gpu.up(agent, loan.device, far.node, server.device, deadline=_UNPLUG)
+        up = guest_gpu.up(agent, loan.device, far.node, server.device, deadline=_UNPLUG)
+        # Without all of its BARs the function has no driver, and what waits for its port would not say why.
+        seen, _ = await together(up, _whole(vm, agent, loan, slot, far))
+        assert seen is not None
     if seen.pci_class != CLASS:
         raise ExecutionError(f"the guest sees a PCI function of class {seen.pci_class}, not {CLASS}")
     loan = msgspec.structs.replace(loan, address=seen.address)
     vm.book.put(loan)
     return loan
+
+
+async def _whole(vm: Vm, agent: Agent, loan: Loan, slot: int, far: FarNode) -> None:
+    """See that the guest gave every BAR of the function an address."""
+    seen = await guest_pci.look(agent, slot, deadline=_UNPLUG)
+    check_bars(loan.device, await pci.bars(vm.qmp, loan.device), seen, far)
 
 
 async def verify(vm: Vm, loan: Loan) -> None:

@@ -35,14 +35,12 @@ from vmcoal.policy.passthrough import (
     MARGIN,
     before,
     check_address,
+    check_bars,
     check_window,
     choose_own_node,
     objections,
-    option_size,
     remarks,
     to_bind,
-    window_needed,
-    without_address,
 )
 
 _SEEN = 30.0
@@ -236,14 +234,7 @@ async def _seen(vm: Vm, loan: Loan, function: PciFunction, slot: int, far: FarNo
         seen = await guest_pci.look(vm.agent, slot, deadline=_SEEN)
         if (seen.vendor, seen.device) != (function.vendor, function.device):
             raise ExecutionError(f"the guest sees {seen.vendor:04x}:{seen.device:04x} in slot {slot}")
-        missing = without_address(function.bars, seen)
-        if missing:
-            which = ", ".join(f"BAR {bar.number} ({format_size(bar.size)})" for bar in missing)
-            need = option_size(max(2 * far.gpu_window, window_needed(function.bars)))
-            raise ExecutionError(
-                f"the guest gave {which} of {function.title} no address",
-                hint=f"a larger window may help: vmcoal boot --gpu-window {need}; the guest's kernel log says more",
-            )
+        check_bars(function.title, function.bars, seen, far)
         address = seen.address
     loan = msgspec.structs.replace(loan, state=AttachmentState.ATTACHED, address=address)
     vm.book.put(loan)

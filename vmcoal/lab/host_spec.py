@@ -28,6 +28,10 @@ CHANNELS = 4
 FUNCTIONS = ("bochs-display", "edu")
 """PCI functions that a host with an IOMMU can pass through to its guests; QEMU's names for them."""
 
+HELD = ("legacy-bus", "ivshmem-plain", "VGA")
+"""Functions that it does not give away, each for a reason of its own: `edu` and a network card on a conventional bus,
+which are one IOMMU group; 64 MiB that need a large window; the display that the host boots on."""
+
 FIRST_NETWORK_FD = 64
 """The first descriptor number that the network's arguments may use in QEMU; up to 255."""
 
@@ -37,14 +41,27 @@ SOCKETS = ("qmp", "console", *(f"agent{number}" for number in range(CHANNELS)))
 _EMULATED = "max,la57=off"
 _SMALLEST = 768 * MIB
 _TRANSLATIONS = 192  # MiB of translated code under TCG; QEMU's own default is 1 GiB for each host
-_FUNCTION = {"bochs-display": "bochs-display", "edu": "edu,dma_mask=0xffffffffff"}  # its own reaches 256 MiB
+_EDU = "edu,dma_mask=0xffffffffff"  # its own reaches 256 MiB
+_FUNCTION: dict[str, tuple[str, ...]] = {
+    "bochs-display": ("-device", "bochs-display,addr={addr:#x}"),
+    "edu": ("-device", f"{_EDU},addr={{addr:#x}}"),
+    "legacy-bus": (
+        *("-device", "pcie-pci-bridge,id=legacy,addr={addr:#x}", "-device", f"{_EDU},bus=legacy,addr=1"),
+        *("-device", "virtio-net-pci,bus=legacy,addr=2,romfile="),
+    ),
+    "ivshmem-plain": (
+        *("-object", "memory-backend-ram,id=shared,size=64M,share=on"),
+        *("-device", "ivshmem-plain,memdev=shared,addr={addr:#x}"),
+    ),
+    "VGA": ("-device", "VGA,addr={addr:#x}"),
+}
 _FIRST_FUNCTION, _SERIAL, _RNG, _FIRST_DISK = 0x10, 3, 4, 5
 
 
 class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One host: ``memory`` in bytes; ``disks`` read-only raw files; ``iommu`` an emulated one with interrupt remapping;
-    ``functions`` of `FUNCTIONS`; ``flavor`` and ``release`` of its image, for people; ``tsc_khz`` of the time stamp
-    counter, 0 for the kernel to find out."""
+    ``functions`` of `FUNCTIONS` and `HELD`; ``flavor`` and ``release`` of its image, for people; ``tsc_khz`` of the
+    time stamp counter, 0 for the kernel to find out."""
 
     name: str
     qemu: str
@@ -73,9 +90,9 @@ def check_host(name: str, cpus: int, memory: int, iommu: bool, functions: Sequen
             f"{format_size(max(memory, 0))} cannot be the memory of a lab host",
             hint=f"use whole MiB, at least {_SMALLEST // MIB}M; the default is {MEMORY // MIB}M",
         )
-    unknown = [name for name in functions if name not in FUNCTIONS]
+    unknown = [name for name in functions if name not in _FUNCTION]
     if unknown:
-        raise UsageError(f"{unknown[0]!r} is not a function a lab host can have", hint=f"use {' or '.join(FUNCTIONS)}")
+        raise UsageError(f"{unknown[0]!r} is not a function a lab host can have", hint=f"use {' or '.join(_FUNCTION)}")
     if functions and not iommu:
         raise UsageError("functions are passed through by an IOMMU", hint="add --iommu")
 
@@ -110,7 +127,7 @@ def host_argv(spec: HostSpec, fds: Mapping[str, int], network: Sequence[str] = (
         argv += ["-blockdev", json.dumps(node, separators=(",", ":"))]
         argv += ["-device", f"virtio-blk-pci,drive=disk{index},addr={_FIRST_DISK + index:#x}"]
     for index, function in enumerate(spec.functions):
-        argv += ["-device", f"{_FUNCTION[function]},id=function{index},addr={_FIRST_FUNCTION + index:#x}"]
+        argv += [word.format(addr=_FIRST_FUNCTION + index) for word in _FUNCTION[function]]
     return [*argv, *network]
 
 

@@ -72,17 +72,19 @@ async def close_way(monitor: Monitor, lease: str, *, deadline: float = 30.0) -> 
                 raise
 
 
-async def plug(monitor: Monitor, far: FarNode, lease: str, *, deadline: float) -> None:
-    """Plug the function of a GPU lease behind a free root port of ``far``, with its port.
+async def plug(monitor: Monitor, far: FarNode, lease: str, *, deadline: float) -> int:
+    """Plug the function of a GPU lease behind a free root port of ``far``, with its port; return the number of the
+    guest's slot.
 
     Raises `ConflictError` where no root port is free, `RefusedError`, `DeadlineError`, `UnreachableError`; what was
     plugged then stays, see `unplug`.
     """
     clock = Clock(deadline)
     ids = gpu_ids(lease)
-    await pci.plug(monitor, far, _DRIVER, ids.device, _function(), deadline=clock.command())
+    port = await pci.plug(monitor, far, _DRIVER, ids.device, _function(), deadline=clock.command())
     with translated(f"plug {ids.port}"):
         await commands.device_add(monitor, _PORT_DRIVER, ids.port, _port(lease), deadline=clock.command())
+    return await pci.slot_of(monitor, port, deadline=clock.command())
 
 
 async def unplug(monitor: Monitor, lease: str, *, deadline: float) -> None:

@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from vmcoal.errors import ConflictError
+from vmcoal.errors import ConflictError, NotFoundError
 from vmcoal.machine.names import port_id
 from vmcoal.machine.qmp_errors import is_busy, translated
 from vmcoal.machine.seam import Monitor
 from vmcoal.machine.unplug import Clock, remove_device
 from vmcoal.model.machine import FarNode
+from vmcoal.model.pci import Bar
 from vmcoal_qmp import QmpCommandError, commands
+from vmcoal_qmp.types import PciRegion
 
 _RETRY = 0.25
 
@@ -97,3 +99,35 @@ async def behind(monitor: Monitor, port: str, *, deadline: float = 30.0) -> list
         children = [one.name for one in properties if one.name.startswith("child[")]
         paths = [str(await commands.qom_get(monitor, bus, name, deadline=deadline)) for name in children]
     return [path.rpartition("/")[2] for path in paths]
+
+
+async def slot_of(monitor: Monitor, port: str, *, deadline: float = 30.0) -> int:
+    """Return the number of the slot that the guest sees at root port ``port``."""
+    with translated(f"tell the slot of {port}"):
+        return int(await commands.qom_get(monitor, f"/machine/peripheral/{port}", "slot", deadline=deadline))
+
+
+async def bars(monitor: Monitor, device: str, *, deadline: float = 30.0) -> tuple[Bar, ...]:
+    """Return the BARs of PCI device ``device``, mapped or not; its bus must have its number, as it has when the guest
+    shows the device. Raises `NotFoundError` where QEMU does not list it."""
+    with translated(f"tell the BARs of {device}"):
+        roots = await commands.query_pci(monitor, deadline=deadline)
+    waiting = [one for root in roots for one in root.devices]
+    while waiting:
+        one = waiting.pop()
+        if one.qdev_id == device:
+            return tuple(map(_bar, one.regions))
+        waiting += one.pci_bridge.devices if one.pci_bridge else []
+    raise NotFoundError(
+        f"QEMU lists no PCI device {device}", hint="the guest gave its bus no number: see its kernel log"
+    )
+
+
+def _bar(region: PciRegion) -> Bar:
+    return Bar(
+        number=region.bar,
+        size=region.size,
+        prefetchable=bool(region.prefetch),
+        wide=bool(region.mem_type_64),
+        io=region.type == "io",
+    )

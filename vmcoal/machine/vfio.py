@@ -6,11 +6,9 @@ from typing import Any
 
 from vmcoal.machine import pci
 from vmcoal.machine.names import gpu_ids, port_id
-from vmcoal.machine.qmp_errors import translated
 from vmcoal.machine.seam import Monitor
 from vmcoal.model.machine import FarNode
 from vmcoal.model.pci import DRIVER
-from vmcoal_qmp import commands
 
 
 def lease_of(address: str) -> str:
@@ -44,5 +42,4 @@ async def plug(monitor: Monitor, far: FarNode, address: str, *, deadline: float)
     """
     device = gpu_ids(lease_of(address)).device
     port = await pci.plug(monitor, far, DRIVER, device, {"host": address}, deadline=deadline, slow=True)
-    with translated(f"tell the slot of {port}"):
-        return int(await commands.qom_get(monitor, f"/machine/peripheral/{port}", "slot", deadline=10.0))
+    return await pci.slot_of(monitor, port)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vmcoal.errors import ConflictError, NotFoundError, PrerequisiteError, UsageError, VmcoalError
+from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, PrerequisiteError, UsageError, VmcoalError
 from vmcoal.model.machine import FarNode, MachineSpec
 from vmcoal.model.paging import HOME
 from vmcoal.model.pci import DRIVER, Bar, GuestFunction, HostDriver, PassthroughFacts, PciFunction
@@ -199,6 +199,19 @@ def without_address(bars: Sequence[Bar], seen: GuestFunction) -> list[Bar]:
         if not bar.io and (not start or size != bar.size):
             missing.append(bar)
     return missing
+
+
+def check_bars(title: str, bars: Sequence[Bar], seen: GuestFunction, far: FarNode) -> None:
+    """Raise `ExecutionError` unless the guest gave every one of ``bars``, those of the function ``title`` behind a port
+    of ``far``, an address: a function without one is there and of no use."""
+    missing = without_address(bars, seen)
+    if missing:
+        which = ", ".join(f"BAR {bar.number} ({format_size(bar.size)})" for bar in missing)
+        need = option_size(max(2 * far.gpu_window, window_needed(bars)))
+        raise ExecutionError(
+            f"the guest gave {which} of {title} no address",
+            hint=f"a larger window may help: vmcoal boot --gpu-window {need}; the guest's kernel log says more",
+        )
 
 
 def choose_own_node(spec: MachineSpec, bound: dict[int, str], free: dict[int, int], wanted: int | None) -> FarNode:
