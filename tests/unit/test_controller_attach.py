@@ -12,7 +12,8 @@ import pytest
 
 from framework.fake_vm import FakeLender, FakeVm, Killed, fake_vm
 from vmcoal.controller.api import AttachResult, DetachResult
-from vmcoal.controller.attach import attach, check_request
+from vmcoal.controller.attach import attach
+from vmcoal.controller.attach_plan import check_request
 from vmcoal.controller.detach import detach
 from vmcoal.controller.reconcile import reconcile
 from vmcoal.controller.vm import Vm

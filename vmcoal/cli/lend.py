@@ -15,9 +15,10 @@ from vmcoal import layout
 from vmcoal.cli.app import Group
 from vmcoal.cli.config import load_config
 from vmcoal.cli.lend_delete import delete
-from vmcoal.cli.lender_process import TALK, ending, lender_call, preflight, refuse_running, start_lender, still_serves
+from vmcoal.cli.lend_text import amount, lender_text, stopped_text, total
+from vmcoal.cli.lender_process import TALK, ending, lender_call, preflight, refuse_running, start_lender
 from vmcoal.cli.outcome import printable
-from vmcoal.cli.output import counted, device_words, note, print_json, print_plan, steps, table, vcpus
+from vmcoal.cli.output import counted, note, print_json, print_plan, steps, table
 from vmcoal.cli.params import (
     COUNT,
     LOCAL_LENDER,
@@ -38,8 +39,8 @@ from vmcoal.errors import ConflictError, NotFoundError, PrerequisiteError, Usage
 from vmcoal.lending.api import BorrowerView, DrainRequest, ForgetRequest, LenderStatus, PairRequest, ReclaimResult
 from vmcoal.model.attachment import Plan, Step
 from vmcoal.model.gpu import PROGRAMS
-from vmcoal.model.lease import Lease, ResourceKind
-from vmcoal.model.units import format_duration, format_size
+from vmcoal.model.lease import ResourceKind
+from vmcoal.model.units import format_duration
 
 
 @click.group(
@@ -145,15 +146,8 @@ def lend(
             shutil.rmtree(folders.runtime, ignore_errors=True)
         raise
     status = lender_call(chosen, "status", result=LenderStatus)
-    click.echo(f"lender {chosen} lends {_total(status)} on {', '.join(status.addresses)}")
+    click.echo(f"lender {chosen} lends {total(status)} on {', '.join(status.addresses)}")
     note("next: vmcoal lend pair   and, on the borrower, what it prints")
-
-
-def _total(status: LenderStatus) -> str:
-    parts = [vcpus(status.offer.cpus_total)] if status.offer.cpus_total else []
-    parts += [format_size(status.offer.memory_total)] if status.offer.memory_total else []
-    parts += [counted(status.offer.gpus_total, "GPU")] if status.offer.gpus_total else []
-    return " and ".join(parts) or "nothing"
 
 
 @lend.command(
@@ -232,47 +226,7 @@ def status_(name: str | None, form: str) -> None:
     if not names:
         click.echo("this host lends nothing; vmcoal lend --cpus 2 --memory 1G")
         return
-    click.echo("\n\n".join([*map(lender_text, found), *map(_stopped_text, stopped)]))
-
-
-def _stopped_text(name: str) -> str:
-    if still_serves(layout.lender_folders(name)):
-        return f"Lender {name}: killed, and what it lent is still served; go on with: vmcoal lend --name {name}"
-    return f"Lender {name}: stopped"
-
-
-def lender_text(status: LenderStatus) -> str:
-    """Return everything about one lender."""
-    offer = status.offer
-    state = "cordoned: lends nothing new" if offer.cordoned else "lends"
-    facts = [
-        ("State", state + (f", up {format_duration(status.uptime)}" if status.uptime is not None else "")),
-        ("Listens on", ", ".join(status.addresses)),
-        ("vCPUs", f"{offer.cpus_free} of {offer.cpus_total} free"),
-        ("Memory", f"{format_size(offer.memory_free)} of {format_size(offer.memory_total)} free"),
-        ("GPUs", f"{offer.gpus_free} of {offer.gpus_total} free" if offer.gpus_total else None),
-        *(("", f"{device.id} {device_words(device)}") for device in offer.gpus),
-        ("Borrowers", str(status.borrowers)),
-        ("Pairing", f"open for {format_duration(status.pairing)}" if status.pairing else None),
-        ("Metrics", f"http://{status.metrics}/metrics" if status.metrics else None),
-    ]
-    lines = [f"Lender {status.name}"]
-    lines += [f"  {label + ':' if label else '':<12}{text}" for label, text in facts if text]
-    if status.leases:
-        lines += ["", table(("LEASE", "BORROWER", "VM", "WHAT", "STATE", "EPOCH"), map(_lease_row, status.leases))]
-    if status.degraded:
-        lines += ["", "Degraded:", *(f"  ! {line}" for line in status.degraded)]
-    return "\n".join(lines)
-
-
-def _lease_row(lease: Lease) -> tuple[str, ...]:
-    if lease.kind is ResourceKind.MEMORY:
-        what = format_size(lease.amount)
-        if lease.committed != lease.amount:
-            what = f"{format_size(lease.committed)} of {what}"
-    else:
-        what = f"{lease.amount} {'GPU' if lease.kind is ResourceKind.GPU else lease.kind.value}"
-    return lease.id, lease.borrower, lease.vm, what, lease.state.value, str(lease.epoch)
+    click.echo("\n\n".join([*map(lender_text, found), *map(stopped_text, stopped)]))
 
 
 @lend.command("borrowers", example="vmcoal lend borrowers")
@@ -351,7 +305,7 @@ def _print_reclaim(lender: str, kind: str, borrower: str | None, deadline: float
     asked = [
         Step(
             "ask back",
-            f"ask {lease.borrower} for lease {lease.id} of VM {lease.vm} ({_amount(lease)}), "
+            f"ask {lease.borrower} for lease {lease.id} of VM {lease.vm} ({amount(lease)}), "
             f"and take it after {format_duration(deadline)}",
             lease.borrower,
         )
@@ -365,10 +319,6 @@ def _print_reclaim(lender: str, kind: str, borrower: str | None, deadline: float
         asked.append(Step("forget", f"refuse the key of {borrower}", lender))
         what = f"forget borrower {borrower} of lender {lender}"
     print_plan(Plan(kind, what, tuple(asked)), form)
-
-
-def _amount(lease: Lease) -> str:
-    return format_size(lease.committed) if lease.kind is ResourceKind.MEMORY else counted(lease.amount, lease.kind)
 
 
 def _ask(yes: bool, question: str, hint: str) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from vmcoal.backends.pager import CHILD as PAGER
 from vmcoal.control.server import Client, ControlServer, Handler
-from vmcoal.controller import gpu, lifecycle
+from vmcoal.controller import gpu, lifecycle, questions
 from vmcoal.controller.api import (
     ExecRequest,
     ExecResult,
@@ -34,23 +34,18 @@ from vmcoal.controller.guest import GuestKeeper
 from vmcoal.controller.leave import leave
 from vmcoal.controller.loans import Loan, moved
 from vmcoal.controller.move import move
-from vmcoal.controller.paging import page_fetch
 from vmcoal.controller.reconcile import reconcile
 from vmcoal.controller.status import vm_status
 from vmcoal.controller.tune import restore, tune
 from vmcoal.controller.vm import QEMU, Vm
-from vmcoal.errors import ConflictError, UnreachableError, VmcoalError
-from vmcoal.fabric.identity import lender_store
+from vmcoal.errors import UnreachableError, VmcoalError
 from vmcoal.fabric.messages import Granted, Revoke
 from vmcoal.holding.client import ExitEvent, Holder
 from vmcoal.layout import VmFolders
 from vmcoal.model.attachment import AttachmentState, AttachRequest, DetachRequest, Plan
-from vmcoal.model.guest import GuestCommand
 from vmcoal.model.lease import IllegalTransitionError, LeaseEvent
 from vmcoal.model.machine import MachineSpec
 from vmcoal.model.status import VmStatus
-from vmcoal.policy.distance import link_distance
-from vmcoal.policy.placement import choose_node
 
 log = logging.getLogger(__name__)
 
@@ -366,70 +361,13 @@ class Controller:
         return await vm_status(vm, controller_pid=os.getpid())
 
     async def _exec(self, params: dict[str, Any], client: Client) -> ExecResult:
-        request = msgspec.convert(params, ExecRequest)
-        agent = self.vm.agent
-        if agent is None:
-            raise UnreachableError(
-                f"no agent answers in {self._spec.name}", hint=f"vmcoal logs {self._spec.name} console, or vmcoal ssh"
-            )
-        command = GuestCommand(
-            argv=request.argv,
-            env=request.env,
-            cwd=request.cwd,
-            tty=request.tty,
-            rows=request.rows,
-            columns=request.columns,
-        )
-        end = await agent.exec(
-            command,
-            on_output=client.output,
-            stdin=client.inputs if request.stdin or request.tty else None,
-            deadline=request.deadline,
-        )
-        return ExecResult(code=end.code, signal=end.signal)
+        return await questions.run(self.vm, msgspec.convert(params, ExecRequest), client)
 
     async def _offers(self, params: dict[str, Any], client: Client) -> list[LenderView]:
-        views = []
-        vm = self.vm
-        for record in lender_store().load():
-            view = LenderView(
-                name=record.name, address=f"{record.host}:{record.port}", grants=record.grants, reachable=False
-            )
-            try:
-                session = await vm.keeper.session(record.name, deadline=5.0)
-                link = await vm.keeper.measure(record.name, 5)
-                offer = await session.offer()
-                far = choose_node(vm.spec, vm.book.bound(), record.name, link_distance(link), None)
-            except ConflictError as error:
-                view = msgspec.structs.replace(view, reachable=True, error=str(error))
-            except VmcoalError as error:
-                view = msgspec.structs.replace(view, error=str(error))
-            else:
-                view = msgspec.structs.replace(
-                    view, reachable=True, offer=offer, link=link, distance=link_distance(link), node=far.node
-                )
-            views.append(view)
-        return views
+        return await questions.offers(self.vm)
 
     async def _ping(self, params: dict[str, Any], client: Client) -> PingResult:
-        request = msgspec.convert(params, PingRequest)
-        vm = self.vm
-        record = vm.keeper.record(request.lender)
-        link = await vm.keeper.measure(record.name, max(1, min(1000, request.count)))
-        try:
-            far = choose_node(vm.spec, vm.book.bound(), record.name, link_distance(link), None)
-        except ConflictError:
-            far = None
-        fetch, no_fetch = await page_fetch(vm, record.name, request.count)
-        return PingResult(
-            lender=record.name,
-            link=link,
-            distance=link_distance(link),
-            node=far.node if far else None,
-            node_distance=far.distance if far else None,
-            fetch=fetch,
-            no_fetch=no_fetch,
-        )
+        return await questions.ping(self.vm, msgspec.convert(params, PingRequest))
 
     async def _shutdown(self, params: dict[str, Any], client: Client) -> ShutdownResult | Plan:
         request = msgspec.convert(params, ShutdownRequest)
