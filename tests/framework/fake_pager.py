@@ -146,6 +146,6 @@ class FakePager(FakeEngine):
 
     async def set_loss(self, region: str, policy: LossPolicy, *, deadline: float = 5.0) -> None:
         await self._fuse.blow("loss")
-        if policy is LossPolicy.POISON and "poison" in self.refuses:
+        if policy.value in self.refuses:
             raise RefusedError("this kernel cannot poison pages")
         self.paged[region].policy = policy

@@ -173,6 +173,13 @@ def test_a_vm_pauses_until_its_memory_is_back(newer: Lab) -> None:
     lab.detach("--from", "host2")
 
 
+def test_poison_is_refused_as_it_would_end_the_guest(newer: Lab) -> None:
+    options = ("--from", "host2", "--memory", f"{SIZE}M", "--on-loss", "poison")
+    refused = newer.vmcoal(BORROWER, "attach", GUEST, *options, code=3)
+    assert "a guest's kernel panics" in refused.err
+    assert newer.guest().attachments == ()
+
+
 # Processes and hosts that die
 
 VICTIMS = {

@@ -356,23 +356,31 @@ async def test_a_paused_vm_is_let_go_by_another_policy(kvm: Paged) -> None:
 async def test_the_policy_is_kept(kvm: Paged) -> None:
     vm = await kvm.ready(msgspec.structs.replace(TWICE, replicas=1))
     (region,) = kvm.pager.paged.values()
-    told = await tune(vm, TuneRequest(on_loss=LossPolicy.POISON), kvm.world.report)
-    assert (told.on_loss, region.policy) == (LossPolicy.POISON, LossPolicy.POISON)
+    told = await tune(vm, TuneRequest(on_loss=LossPolicy.PAUSE), kvm.world.report)
+    assert (told.on_loss, region.policy) == (LossPolicy.PAUSE, LossPolicy.PAUSE)
     region.policy = LossPolicy.STALL  # a new pager
     await restore(kvm.world.controller())
-    assert region.policy is LossPolicy.POISON
+    assert region.policy is LossPolicy.PAUSE
     await attach(vm, msgspec.structs.replace(TWICE, replicas=1), kvm.world.report)
-    assert {region.policy for region in kvm.pager.paged.values()} == {LossPolicy.POISON}
+    assert {region.policy for region in kvm.pager.paged.values()} == {LossPolicy.PAUSE}
 
 
 async def test_a_policy_that_fails_half_way_is_taken_back(kvm: Paged) -> None:
     vm = await kvm.ready(msgspec.structs.replace(TWICE, replicas=1))
-    kvm.pager.refuses.add("poison")
+    kvm.pager.refuses.add("pause")
     with pytest.raises(RefusedError):
-        await tune(vm, TuneRequest(on_loss=LossPolicy.POISON, cache=64 * MIB), kvm.world.report)
+        await tune(vm, TuneRequest(on_loss=LossPolicy.PAUSE, cache=64 * MIB), kvm.world.report)
     told = await tune(vm, TuneRequest(), kvm.world.report)
     assert (told.cache, told.on_loss) == (256 * MIB, LossPolicy.STALL)
     assert {loan.on_loss for loan in vm.book} == {LossPolicy.STALL}
+
+
+async def test_poison_is_refused_as_it_would_end_the_guest(kvm: Paged) -> None:
+    with pytest.raises(PrerequisiteError, match="a guest's kernel panics") as caught:
+        await attach(
+            kvm.world.controller(), msgspec.structs.replace(TWICE, on_loss=LossPolicy.POISON), kvm.world.report
+        )
+    assert "--on-loss pause" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("policy", [LossPolicy.PAUSE, LossPolicy.POISON])

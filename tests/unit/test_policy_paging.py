@@ -86,7 +86,7 @@ def test_room_at_home() -> None:
     ("policy", "kernel", "accel", "reason"),
     [
         (LossPolicy.STALL, "5.19", Accel.TCG, None),
-        (LossPolicy.POISON, "6.6.1-amd64", Accel.KVM, None),
+        (LossPolicy.POISON, "6.6.1-amd64", Accel.KVM, "panics"),
         (LossPolicy.POISON, "6.1.0-50-amd64", Accel.KVM, "6.6"),
         (LossPolicy.POISON, "6.12.0", Accel.TCG, "KVM"),
         (LossPolicy.PAUSE, "6.2", Accel.KVM, None),

@@ -99,15 +99,12 @@ def _memory_engine(host: Host) -> Seen:
     """Which engine borrowed memory will come through: the page engine, or the one that it falls back to, and why."""
     from vmcoal.backends.nbd import missing_client
     from vmcoal.backends.probe import engine_facts
-    from vmcoal.policy.engine import FEATURE_POISON, pager_obstacle
+    from vmcoal.policy.engine import pager_obstacle
 
     facts = engine_facts(QEMU if host.which(QEMU) else None)
     obstacle = pager_obstacle(facts)
     if obstacle is None:
-        poison = (
-            "" if facts.faults.features & FEATURE_POISON else "; a lost page can only stall: poison needs Linux 6.6"
-        )
-        return Seen(True, f"pager: faults are taken through {facts.faults.by}{poison}")
+        return Seen(True, f"pager: faults are taken through {facts.faults.by}")
     missing = missing_client()
     if missing:
         return Seen(False, f"none: not pager, {obstacle.reason}; not fuse, {missing}", obstacle.remedy, True)

@@ -194,8 +194,8 @@ output_option = click.option(
 on_loss_option = click.option(
     "--on-loss",
     type=click.Choice([policy.value for policy in LossPolicy]),
-    help="What touching a page that no lender gives does: it waits (stall), fails as from a broken DIMM (poison), or "
-    "the whole VM waits (pause).",
+    help="What touching a page that no lender gives does: it waits (stall), or the whole VM "
+    "waits (pause). A memory error for the program alone (poison) is refused: it would end the guest.",
 )
 compress_option = click.option(
     "--compress",

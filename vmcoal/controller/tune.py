@@ -57,7 +57,10 @@ def check(vm: Vm, cache: int | None, on_loss: LossPolicy | None, compress: Compr
     if on_loss is not None:
         vm.pager("loss policy (--on-loss)")
         if reason := refuse_loss(on_loss, Host().kernel(), vm.spec.accel):
-            raise PrerequisiteError(reason, hint="without it, what touches a lost page waits: --on-loss stall")
+            hint = "without it, what touches a lost page waits: --on-loss stall"
+            if refuse_loss(LossPolicy.PAUSE, Host().kernel(), vm.spec.accel) is None:
+                hint += "; or the whole VM does: --on-loss pause"
+            raise PrerequisiteError(reason, hint=hint)
 
 
 def plan_cache(vm: Vm, cache: int) -> Step:

@@ -15,7 +15,6 @@ LEAST_ROOM = 128 * MIB
 
 FEATURE_MISSING_SHMEM = 1 << 5
 FEATURE_WP_SHMEM = 1 << 12
-FEATURE_POISON = 1 << 14
 
 UDEV_RULE = 'KERNEL=="userfaultfd", GROUP="kvm", MODE="0660"'
 """The rule of configs/60-vmcoal-userfaultfd.rules."""
