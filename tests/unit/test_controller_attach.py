@@ -15,6 +15,7 @@ from vmcoal.controller.api import AttachResult, DetachResult
 from vmcoal.controller.attach import attach
 from vmcoal.controller.attach_plan import check_request
 from vmcoal.controller.detach import detach
+from vmcoal.controller.keeper import Keeper
 from vmcoal.controller.reconcile import reconcile
 from vmcoal.controller.vm import Vm
 from vmcoal.errors import (
@@ -425,6 +426,26 @@ async def test_a_guest_that_hangs_does_not_hold_a_detach_up(
     async with vm.turn("something else"):
         assert [loan.state for loan in vm.book] == [AttachmentState.ATTACHED]
         assert vm.operation == "something else"
+
+
+async def test_what_there_is_no_time_for_is_not_begun(world: FakeVm, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = world.controller()
+    await attached(world, vm)
+    calls = len(world.fuse.calls)
+    with pytest.raises(DeadlineError, match=r"^detach did not finish within 0") as caught:
+        await detach(vm, msgspec.structs.replace(ALL, deadline=0.0), world.report)
+    assert caught.value.left == "2 vCPUs of attic and what comes after it, attached as before"
+    assert len(world.fuse.calls) == calls
+    assert vm.journal.open_operations() == []
+
+
+async def test_a_session_that_another_waits_for_does_not_outlast_the_deadline(world: FakeVm) -> None:
+    keeper = world.controller().keeper
+    lock = keeper._locks.setdefault("attic", asyncio.Lock())
+    async with lock:
+        with pytest.raises(UnreachableError, match="attic does not answer"):
+            await Keeper.session(keeper, "attic", deadline=0.01)
+    assert not lock.locked()
 
 
 async def test_a_lender_that_is_gone_does_not_hold_up_a_detach(world: FakeVm) -> None:

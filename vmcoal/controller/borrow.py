@@ -10,7 +10,7 @@ import msgspec
 from vmcoal.controller.loans import Loan
 from vmcoal.controller.transaction import Transaction
 from vmcoal.controller.vm import Vm
-from vmcoal.errors import DeadlineError, NotFoundError, RefusedError, UnreachableError
+from vmcoal.errors import DeadlineError, NotFoundError, RefusedError, UnreachableError, VmcoalError
 from vmcoal.fabric.messages import Granted
 from vmcoal.fabric.session import LenderSession
 from vmcoal.model.attachment import AttachmentState
@@ -57,8 +57,13 @@ async def release(vm: Vm, loan: Loan, *, deadline: float = 5.0, deaf: dict[str, 
             session = await vm.keeper.session(loan.lease.lender, deadline=deadline)
             await session.release(loan.id, loan.lease.epoch, deadline=deadline)
         except (UnreachableError, DeadlineError, NotFoundError, RefusedError) as error:
-            note = f"{loan.lease.lender} was not told ({error}); it takes the lease back when its time is over"
+            note = untold(loan.lease.lender, error)
             if isinstance(error, UnreachableError | DeadlineError):
                 deaf[loan.lease.lender] = note
     vm.book.drop(loan.id)
     return note
+
+
+def untold(lender: str, error: VmcoalError) -> str:
+    """Return what is said of a lender that could not be told that its lease is over."""
+    return f"{lender} was not told ({error}); it takes the lease back when its time is over"

@@ -16,6 +16,7 @@ import msgspec
 
 from vmcoal.controller import gpu
 from vmcoal.controller.api import DetachResult
+from vmcoal.controller.borrow import untold
 from vmcoal.controller.copies import copy_leaves
 from vmcoal.controller.detach_plan import Leaving, choose, plan
 from vmcoal.controller.give_back import by_force, give_back, places_of
@@ -30,7 +31,7 @@ from vmcoal.model.attachment import AttachmentState, DetachRequest, MemoryStyle,
 from vmcoal.model.guest import MemorySpan
 from vmcoal.model.lease import LeaseEvent, answered
 from vmcoal.model.machine import CpuMode
-from vmcoal.model.units import format_size
+from vmcoal.model.units import format_duration, format_size
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResu
     seconds: dict[str, float] = {}
     cpus = size = gpus = 0
     ends = began + request.deadline
-    deaf: set[str] = set()
+    deaf: dict[str, str] = {}
     parties = _parties(leaving)
     steps = [_steps(vm, party[0].loan) for party in parties]
     for number, party in enumerate(parties):
@@ -67,7 +68,7 @@ async def detach(vm: Vm, request: DetachRequest, report: Progress) -> DetachResu
                 notes += [await by_force(vm, item.loan, error, deaf) for item in party]
             else:
                 if number:
-                    gone = f"{amounts(cpus, size, gpus)} were detached before"
+                    gone = f"detached before it: {amounts(cpus, size, gpus)}"
                     error.left = "; ".join(filter(None, [error.left, gone]))
                 raise
         cpus += sum(item.loan.is_cpu for item in party)
@@ -113,13 +114,21 @@ async def _leave(
     place: tuple[int, int],
     notes: list[str],
     seconds: dict[str, float],
-    deaf: set[str],
+    deaf: dict[str, str],
 ) -> None:
     started = time.monotonic()
-    deadline = max(0.001, ends - started)
+    deadline = ends - started
     before, steps = place
     item = party[0]
     kind = item.loan.lease.kind.value
+    if deadline <= 0 and not request.force:
+        raise DeadlineError(
+            f"detach did not finish within {format_duration(request.deadline)}",
+            left=f"{amounts(sum(x.loan.is_cpu for x in party), item.size, item.loan.is_gpu)} of "
+            f"{item.loan.lease.lender} and what comes after it, attached as before",
+            hint="try again with a longer --deadline, and see vmcoal status",
+        )
+    deadline = max(0.001, deadline)
 
     def numbered(step: int, _: int, text: str, fraction: float | None, detail: str | None) -> None:
         report(before + step, steps, text, fraction, detail)
@@ -134,6 +143,7 @@ async def _leave(
             deadline=deadline,
             report=numbered,
             undoing=vm.undoing,
+            asked=request.deadline,
         ) as trans:
             for one in party:
                 for loan in places_of(vm, one.loan):
@@ -158,13 +168,14 @@ async def _leave(
     vm.metrics.unplugged(kind, "ok", time.monotonic() - started)
     for name, value in trans.seconds.items():
         seconds[name] = seconds.get(name, 0.0) + value
+    last = min(5.0, max(_LAST, ends - time.monotonic()))
     for one in party:
         left = vm.book.get(one.loan.id)
         if one.whole and left is not None and left.state is not AttachmentState.PARKED:
-            notes.extend(await give_back(vm, left, deadline=min(5.0, max(_LAST, ends - time.monotonic()))))
+            notes.extend(await give_back(vm, left, deadline=last, deaf=deaf))
 
 
-async def _tell(vm: Vm, loan: Loan, deaf: set[str], deadline: float) -> None:
+async def _tell(vm: Vm, loan: Loan, deaf: dict[str, str], deadline: float) -> None:
     """Tell the lender that a drain began; one that does not answer is among the ``deaf`` then, and holds nothing up."""
     lender = loan.lease.lender
     if not loan.leased or lender in deaf:
@@ -175,7 +186,7 @@ async def _tell(vm: Vm, loan: Loan, deaf: set[str], deadline: float) -> None:
     except VmcoalError as error:
         log.warning("drain of %s: %s", loan.id, error)
         if isinstance(error, UnreachableError | DeadlineError):
-            deaf.add(lender)
+            deaf[lender] = untold(lender, error)
 
 
 async def _cpus_leave(vm: Vm, loans: list[Loan], trans: Transaction, notes: list[str]) -> None:

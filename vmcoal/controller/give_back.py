@@ -8,7 +8,7 @@ import logging
 import msgspec
 
 from vmcoal.controller import gpu, passthrough
-from vmcoal.controller.borrow import release
+from vmcoal.controller.borrow import release, untold
 from vmcoal.controller.loans import Loan
 from vmcoal.controller.places import finish_giving_up, give_up
 from vmcoal.controller.vm import Vm
@@ -51,7 +51,7 @@ async def give_back(
     return list(filter(None, notes))
 
 
-async def by_force(vm: Vm, loan: Loan, error: VmcoalError, deaf: set[str]) -> str:
+async def by_force(vm: Vm, loan: Loan, error: VmcoalError, deaf: dict[str, str]) -> str:
     """Give a lease back although the guest still uses it; raises ``error`` for what is no lender's.
 
     The lenders that are ``deaf`` are not told; one that does not answer is among them afterwards.
@@ -68,7 +68,7 @@ async def by_force(vm: Vm, loan: Loan, error: VmcoalError, deaf: set[str]) -> st
         except VmcoalError as refused:
             log.warning("release of %s: %s", place.id, refused)
             if isinstance(refused, UnreachableError | DeadlineError):
-                deaf.add(place.lease.lender)
+                deaf[place.lease.lender] = untold(place.lease.lender, refused)
     if loan.is_gpu:
         with contextlib.suppress(VmcoalError):
             await gpu.end_way(vm, loan.id)

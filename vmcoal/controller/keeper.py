@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from vmcoal.controller.loans import Loan, LoanBook, link_changed
-from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UsageError, VmcoalError
+from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UnreachableError, UsageError, VmcoalError
 from vmcoal.fabric.identity import LenderRecord, borrower_identity, lender_store
 from vmcoal.fabric.messages import Granted, Notice, Revoke
 from vmcoal.fabric.session import LenderSession
@@ -72,17 +72,29 @@ class Keeper:
         return records[lender]
 
     async def session(self, lender: str, *, deadline: float = _CONNECT) -> LenderSession:
-        """Return the open session to ``lender``, connecting if there is none."""
-        async with self._locks.setdefault(lender, asyncio.Lock()):
+        """Return the open session to ``lender``, connecting if there is none, within ``deadline`` seconds."""
+        ends = time.monotonic() + deadline
+        lock = self._locks.setdefault(lender, asyncio.Lock())
+        try:
+            async with asyncio.timeout(deadline):
+                await lock.acquire()  # somebody else may be trying to connect, and be more patient
+        except TimeoutError:
+            raise UnreachableError(
+                f"{lender} does not answer", host=lender, hint=f"check the link: vmcoal ping {lender}"
+            ) from None
+        try:
             session = self._sessions.get(lender)
             if session is not None and not session.closed.done():
                 return session
             self._sessions.pop(lender, None)
             record = self.record(lender)
-            session = await LenderSession.connect(record, borrower_identity(), self._vm, deadline=deadline)
+            left = max(0.1, ends - time.monotonic())
+            session = await LenderSession.connect(record, borrower_identity(), self._vm, deadline=left)
             self.notices.pop(lender, None)  # what still holds is told again
             self._sessions[lender] = session
             return session
+        finally:
+            lock.release()
 
     async def measure(self, lender: str, count: int = 10) -> Link:
         """Measure the link to ``lender`` with ``count`` round trips."""

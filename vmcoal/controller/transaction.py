@@ -171,12 +171,14 @@ async def transaction(
     deadline: float,
     report: Progress,
     undoing: Undoing | None = None,
+    asked: float | None = None,
 ) -> AsyncIterator[Transaction]:
     """Run the body as one journaled operation with a ``deadline`` in seconds.
 
     If it fails, is cancelled or runs out of time, what it began is undone before the error goes on; the error's
     ``left`` says what could not be. With ``undoing`` the error goes on at the deadline at the latest (and `GRACE`
-    seconds): an undo that takes longer is handed to it, and ``left`` says so.
+    seconds): an undo that takes longer is handed to it, and ``left`` says so. ``asked`` is the deadline that people
+    know, where this is a part of something longer.
     """
     ends = time.monotonic() + deadline
     op = journal.begin(kind, request)
@@ -185,7 +187,7 @@ async def transaction(
         async with asyncio.timeout(deadline):
             yield trans
     except BaseException as error:
-        failure = _explained(error, kind, deadline, trans)
+        failure = _explained(error, kind, asked or deadline, trans)
         undo = asyncio.create_task(trans.roll_back(), name=f"undo of {kind}")
         if undoing is None or failure is None:
             left = await asyncio.shield(undo)
