@@ -132,8 +132,10 @@ static unsigned deferred_find(const struct engine *engine)
 {
 	unsigned i = 0;
 
-	/* When nothing is on its way home there will not be more room than there is. */
-	while (i < engine->deferred_count && !table_room(engine, engine->writing ? engine->deferred[i].needs : 1))
+	/* When nothing is on its way home there will not be more room than there is. And a store that turned out not to have
+	 * the region's bytes will make none. */
+	while (i < engine->deferred_count && table_bounded(engine->deferred[i].region) &&
+	       !table_room(engine, engine->writing ? engine->deferred[i].needs : 1))
 		i++;
 	return i;
 }

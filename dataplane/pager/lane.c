@@ -138,7 +138,7 @@ static bool note_link(struct lane *lane, struct view *view, unsigned store, unsi
 	view->was_ready[store][i] = ready;
 	if (begun || link->state == LINK_REFUSED)
 		retry_parked(lane, begun ? view : NULL, store);
-	return begun;
+	return begun || link->state == LINK_REFUSED;
 }
 
 static void requests_done(struct lane *lane)
