@@ -11,6 +11,7 @@ import pytest
 
 from framework.path import Scene, kill, scene, until
 from vmcoal.controller.api import MoveResult, Tuning
+from vmcoal.model.paging import Compression
 from vmcoal.model.status import VmStatus
 from vmcoal.model.units import MIB
 
@@ -93,9 +94,14 @@ def leases(shed: Scene, name: str) -> int:
 
 
 def test_memory_moves_while_the_guest_uses_it(shed: Scene) -> None:
-    attached = shed.attach("--from", "attic", "--memory", "256M", "--cache", "64M")
-    assert shed.json(Tuning, "tune", shed.vm).cache == 64 * MIB
+    attached = shed.attach("--from", "attic", "--memory", "256M", "--cache", "64M", "--compress", "on")
+    told = shed.json(Tuning, "tune", shed.vm)
+    assert (told.cache, told.compress) == (64 * MIB, Compression.ON)
     filled = fill(shed, attached.attachment.node, 160)
+    paging = shed.status().paging
+    assert paging
+    assert paging.compressed
+    assert (paging.compression or 0) > 2, "its pages are nearly empty"
     for source, target in (("attic", "cellar"), ("cellar", "home"), ("home", "attic")):
         moved = shed.json(MoveResult, "move", shed.vm, "--from", source, "--to", target)
         assert moved.memory_moved == 256 * MIB
@@ -104,7 +110,10 @@ def test_memory_moves_while_the_guest_uses_it(shed: Scene) -> None:
             256 * MIB if target == "attic" else 0,
             256 * MIB if target == "cellar" else 0,
         )
-    shed.run("tune", shed.vm, "--cache", "128M")
+    shed.run("tune", shed.vm, "--cache", "128M", "--compress", "off")
+    paging = shed.status().paging
+    assert paging
+    assert not any(region.compress for region in paging.regions.values())
     check(filled)
     assert shed.status().degraded == ()
     assert shed.detach().memory_removed == 256 * MIB

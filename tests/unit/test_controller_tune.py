@@ -96,7 +96,7 @@ async def test_auto_compresses_where_a_link_turns_out_to_be_slow(paged: Paged) -
     await guard.look()
     assert not region.compress, "nobody knows the link"
     assert guard._interval() is not None, "it is looked at again"
-    for rate, compressed in ((1_000_000_000, False), (12_500_000, True), (60_000_000, True), (500_000_000, False)):
+    for rate, compressed in ((1_000_000_000, False), (12_500_000, True), (40_000_000, True), (500_000_000, False)):
         region.places[0].rate = rate
         await guard.look()
         assert region.compress is compressed, rate

@@ -64,8 +64,8 @@ def test_what_a_place_has_alone(seen: PagedRegion, left: int) -> None:
         (Compression.AUTO, (0,), True, False),  # another lender by now
         (Compression.AUTO, (12_500_000,), False, True),  # 100 Mbit/s
         (Compression.AUTO, (25_000_000,), False, True),
-        (Compression.AUTO, (60_000_000,), False, False),  # not worth a change, one way or the other
-        (Compression.AUTO, (60_000_000,), True, True),
+        (Compression.AUTO, (40_000_000,), False, False),  # not worth a change, one way or the other
+        (Compression.AUTO, (40_000_000,), True, True),
         (Compression.AUTO, (125_000_000,), True, False),  # 1 Gbit/s
         (Compression.AUTO, (2_000_000_000, 12_500_000), False, True),  # the slower of two
         (Compression.AUTO, (2_000_000_000, 0), False, False),

@@ -23,8 +23,9 @@ _PAGE = 4096
 _SHRINKS = 0.5
 """What a page is expected to be shorter by; programs' memory is more, pictures and keys are nothing."""
 
-_PACKING = 25e-6
-"""Seconds of a processor for a page that is packed once and unpacked once (docs/benchmarks.md)."""
+_PACKING = 40e-6
+"""Seconds of a processor for a page that is packed once and unpacked once, half of them because each packed page is a
+request of its own (docs/benchmarks.md)."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
