@@ -164,3 +164,27 @@ def test_a_display_that_a_program_has_open_and_a_user_without_rights(host: OneHo
     said = host.run(*user, "vmcoal", "doctor", "gpu", code=None).text
     assert f"this user may not give {DISPLAY} another driver" in said
     assert f"echo vfio-pci > /sys/bus/pci/devices/{DISPLAY}/driver_override" in said
+
+
+@pytest.mark.soak
+def test_memory_that_is_paged_and_a_function_exclude_each_other(host: OneHost) -> None:
+    host.lend(LENDER, "--memory", "128M")
+    host.vmcoal("attach", VM, "--from", LENDER, "--memory", "128M", "--deadline", "240s")
+    assert f"{VM} has 128 MiB of memory through the memory engine" in refused(host, EDU)
+    host.vmcoal("detach", VM, "--all", "--deadline", "240s")
+    host.vmcoal("lend", "stop", "--name", LENDER, code=None)
+
+
+@pytest.mark.soak
+def test_the_display_that_the_host_booted_on_stays(request: pytest.FixtureRequest) -> None:
+    with one_host(request, "12", memory=1024, iommu=True, functions=("VGA",)) as plain:
+        said = plain.vmcoal("doctor", "gpu", code=None)
+        assert f"{EDU} (PCI function 1234:1111) is the display that this host booted on" in said
+
+
+@pytest.mark.soak
+def test_a_host_without_an_iommu_gives_nothing(request: pytest.FixtureRequest) -> None:
+    with one_host(request, "12", memory=1280) as plain:
+        plain.vmcoal("boot", VM, *BOOT)
+        assert "this host has no IOMMU that is on" in refused(plain, SERIAL)
+        plain.vmcoal("shutdown", VM, "--force")
