@@ -380,7 +380,8 @@ def tour(name: str, flavor: str, keep: bool) -> None:
     )
     narrator.command("", f"vmcoal lab up --name {name}")
     with steps() as shown:
-        narrator.output(ready_line(lab_up(LabRequest(name=name, flavor=flavor), reporting(shown))))
+        status = lab_up(LabRequest(name=name, flavor=flavor), reporting(shown))
+    narrator.output(ready_line(status))
     try:
         asyncio.run(take_tour(name, narrator, first=2, of=total))
     finally:
