@@ -150,7 +150,7 @@ async def _leave(
                     async with trans.step("drain", lease=loan.id):
                         if loan.id == one.loan.id:
                             vm.book.put(msgspec.structs.replace(loan, state=AttachmentState.DETACHING))
-                        await _tell(vm, loan, deaf, min(_TELL, round(deadline / 4, 1)))
+                        await _tell(vm, loan, deaf, min(_TELL, max(0.1, round(deadline / 4, 1))))
             if item.loan.copy:
                 trans.say(f"give the copy of {item.loan.device} at {item.loan.lease.lender} up")
                 notes.extend(await copy_leaves(vm, item.loan))
