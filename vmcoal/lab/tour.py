@@ -214,7 +214,8 @@ CHAPTERS: tuple[Chapter, ...] = (
     ),
     Chapter(
         "Used",
-        "A program in the guest is bound to the nearer of the two nodes and fills pages there: they cross the link.",
+        "A program in the guest is bound to the nearer of the two nodes and fills pages there. "
+        "They cross the link when host1 needs the room that they have in its cache.",
         _use,
     ),
     Chapter("What the guest sees", "An ordinary guest kernel treats what is far as far.", _look),

@@ -93,7 +93,7 @@ def refuse_loss(policy: LossPolicy, kernel: str, accel: Accel) -> str | None:
     (asynchronous page faults; without the guest's help, halted until an interrupt comes). KVM finds the error when it
     brings the page (kvm_arch_async_page_ready), so the machine check meets whatever the vCPU does by then, and if that
     is the kernel, it panics: "unrecoverable error in kernel context". Seen with QEMU 10.0 and Linux 6.12 in host and
-    guest; with kvm-asyncpf=off and kvm-asyncpf-int=off the guest ended as well.
+    guest; with kvm-asyncpf=off and kvm-asyncpf-int=off it panicked as well.
 
     Before Linux 6.2 a KVM page fault ignores signals, and under TCG a vCPU that waits for a page cannot be interrupted
     either, so that QEMU's ``stop`` would wait with it.
