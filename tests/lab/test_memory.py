@@ -65,19 +65,6 @@ def test_a_dimm_over_each_link(lab: Lab, profile: str) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("profile", ["lan", "wifi6e", "5g", "wifi"])
-def test_granular_memory_over_each_link(lab: Lab, profile: str) -> None:
-    lab.link("host3", profile)
-    result = lab.attach("--from", "host3", "--memory", f"{SIZE}M", "--granular")
-    node = memory_of(lab, result)
-    program = lab.hold(node)
-    assert program.wrong_pages() == 0
-    program.end()
-    assert lab.detach("--from", "host3").memory_removed == SIZE * MIB
-    lab.link("host3", "lan")
-
-
-@pytest.mark.soak
 def test_two_lenders_at_two_distances(lab: Lab) -> None:
     lab.new_link("host3", "wifi")
     far = lab.attach("--from", "host3", "--memory", f"{SIZE}M").attachment
@@ -105,3 +92,17 @@ def test_a_vcpu_comes_and_goes_under_kvm(lab: Lab) -> None:
     assert lab.exec("nproc").strip() == before
     (plugged,) = {node.cpus_plugged for node in lab.guest().nodes if node.node != 0}
     assert plugged == 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("profile", ["lan", "wifi6e", "5g", "wifi"])
+def test_granular_memory_over_each_link(lab: Lab, profile: str) -> None:
+    # After the others: QEMU 7.2 keeps the emptied device, and host3 its node with it, whatever its link is like then.
+    lab.link("host3", profile)
+    result = lab.attach("--from", "host3", "--memory", f"{SIZE}M", "--granular")
+    node = memory_of(lab, result)
+    program = lab.hold(node)
+    assert program.wrong_pages() == 0
+    program.end()
+    assert lab.detach("--from", "host3").memory_removed == SIZE * MIB
+    lab.link("host3", "lan")
