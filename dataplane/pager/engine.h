@@ -18,6 +18,7 @@
 #include "page.h"
 #include "policy.h"
 #include "seal.h"
+#include "standby.h"
 #include "stream.h"
 #include "window.h"
 
@@ -27,6 +28,8 @@ enum {
 	RUN_MAX = STREAM_WISH_MAX, /* pages in one request */
 	LINKS = 3,		   /* of a lane to a store: the first for faults alone */
 	HELD_MAX = 512,
+	ASIDE_SHARE = 16, /* of the budget for pages on standby, and at least so many */
+	ASIDE_MIN = 16,
 	HISTOGRAM = 32,
 	SAMPLES_MAX = 1000,
 };
@@ -63,6 +66,8 @@ enum counter {
 	STAT_HEDGE_WON,	    /* and it was there sooner */
 	STAT_TRIMMED,	    /* pages that stores were told to forget */
 	STAT_RESYNCED,	    /* pages copied to a store that had missed them */
+	STAT_STANDBY,	    /* pages evicted whose bytes stayed for a while */
+	STAT_STANDBY_USED,  /* faults on one of those */
 	STAT_STARVED,	    /* pages that this host had no memory for, tried again later */
 	COUNTERS,
 };
@@ -143,7 +148,8 @@ struct engine {
 	pthread_cond_t idle; /* a busy page is not busy any more, or a lane let go of a region */
 	uint8_t *states;
 	struct policy policy;
-	uint32_t budget, charged, writing;
+	struct standby standby;
+	uint32_t budget, charged, writing, aside;
 	/* Pages that may be on their way home while there is room for others: as many as the link needs, and no more. */
 	uint32_t depth;
 	bool short_of_room; /* something that was wanted did not get room since the last look */
@@ -288,6 +294,8 @@ struct link *view_link(struct view *view, unsigned store, bool demand);
 void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum page_event event);
 void faults_resume(struct lane *lane);
 void install(struct lane *lane, struct region *region, struct batch batch);
+/* The same for pages that were on standby; their place is free then. */
+void install_found(struct lane *lane, struct region *region, struct batch batch, uint32_t slot);
 
 /* fetch.c */
 /* Under the lock: pages in a row, which are in a state for it, are on their way once `fetch_send` is called. */
@@ -345,6 +353,27 @@ void store_answered(struct lane *lane, struct request *request);
 /* Bring stores up to date that missed pages, by way of the cache. */
 void resync(struct lane *lane);
 
+/* leave.c */
+/* Pages, which are busy and do not belong into the memory any more, leave it, and are released. `aside`: they are on
+ * standby. */
+void pages_leave(struct engine *engine, struct region *region, uint32_t page, uint32_t count, bool aside);
+/* The rest under the lock. How many pages may be on standby; keep to that. */
+uint32_t aside_limit(const struct engine *engine);
+void aside_resize(struct engine *engine);
+/* As long as more is here than may be, what is on standby goes. */
+void aside_shrink(struct engine *engine);
+/* Whether a page that leaves goes on standby, and then there is a place for it. */
+bool aside_get(struct engine *engine, const struct region *region, uint32_t page);
+/* A page on standby is not busy any more. */
+void aside_list(struct engine *engine, struct region *region, uint32_t page);
+/* A page on standby is wanted: the place of its bytes, which is to be freed after their use. */
+uint32_t aside_take(struct engine *engine, const struct region *region, uint32_t page);
+/* Pages on standby are not here any more: one, all of a region. */
+void aside_give_up(struct engine *engine, struct region *region, uint32_t page);
+void aside_give_up_all(struct engine *engine, struct region *region);
+/* Without the lock: memory of places that nothing is in goes back to the system. */
+void aside_cool(struct engine *engine);
+
 /* memory.c: the guest's memory, by system calls */
 /* Returns how many were installed: not all if QEMU is gone, or there is no memory for more. `bytes` NULL: zeros, at most
  * RUN_MAX pages. A page that is there already stays, and its threads are woken. */
@@ -380,6 +409,8 @@ void table_note_poisoned(struct region *region, uint32_t page, bool poisoned);
 void table_note_behind(struct region *region, unsigned store, uint32_t page, bool behind);
 /* Whether the budget is a limit for a region. Without a store that takes pages nothing of it can leave. */
 bool table_bounded(const struct region *region);
+/* Pages that are here, or will be, and that do not go at once when there is need of room. */
+uint32_t table_kept(const struct engine *engine);
 bool table_room(const struct engine *engine, uint32_t pages);
 /* The same for what nobody waits for: something is left. Notes that there was none. */
 bool table_room_ahead(struct engine *engine);

@@ -9,6 +9,7 @@ enum { VICTIMS = 256, VICTIMS_SINGLE = 16, RUN_PAYS = 4, STORING_MAX = 32 << 20,
 struct victim {
 	struct view *view;
 	uint32_t page;
+	bool aside; /* it goes on standby */
 };
 
 static int by_place(const void *left, const void *right)
@@ -26,7 +27,7 @@ static uint32_t run_of(const struct victim *victims, uint32_t count, uint32_t mo
 	uint32_t run = 1;
 
 	while (run < count && run < most && victims[run].view == victims->view &&
-	       victims[run].page == victims->page + run)
+	       victims[run].page == victims->page + run && victims[run].aside == victims->aside)
 		run++;
 	return run;
 }
@@ -73,8 +74,7 @@ static uint32_t drop(struct lane *lane, const struct victim *victims, uint32_t c
 
 	for (uint32_t run; count; victims += run, count -= run, runs++) {
 		run = run_of(victims, count, VICTIMS);
-		memory_drop(victims->view->region, victims->page, run);
-		table_release(lane->engine, victims->view->region, victims->page, run, false, false);
+		pages_leave(lane->engine, victims->view->region, victims->page, run, victims->aside);
 	}
 	return runs;
 }
@@ -117,15 +117,20 @@ static void finish(struct lane *lane, struct operation *operation)
 		uint32_t page = operation->page + i;
 		/* What is to stay here counts as not stored. */
 		bool stored = operation->stored && (!region->home || operation->trim);
-		bool dropped = (*table_byte(engine, region, page) & PAGE_STATE_MASK) == PAGE_WRITE_DROP;
-		struct page_step step = table_step(engine, region, page, stored ? EVENT_STORED : EVENT_NOT_STORED);
+		enum page_state before = table_state(engine, region, page);
+		bool aside = stored && before == PAGE_WRITE && aside_get(engine, region, page);
+		struct page_step step = table_step(engine, region, page,
+						   aside    ? EVENT_STORED_STANDBY
+						   : stored ? EVENT_STORED
+							    : EVENT_NOT_STORED);
 
 		/* It was discarded while it was written; its trim passed it over. */
-		if (dropped && operation->stored && !operation->trim)
+		if (before == PAGE_WRITE_DROP && operation->stored && !operation->trim)
 			trim_later(engine, region, page, 1);
 		actions[i] = step.action;
 		switch (step.action) {
 		case ACTION_COMMIT_DROP:
+		case ACTION_COMMIT_KEEP:
 			engine->stats[STAT_DROPPED]++;
 			/* fall through */
 		case ACTION_COMMIT:
@@ -138,7 +143,8 @@ static void finish(struct lane *lane, struct operation *operation)
 		default:
 			break;
 		}
-		if (step.action == ACTION_COMMIT_DROP || step.action == ACTION_UNPROTECT)
+		if (step.action == ACTION_COMMIT_DROP || step.action == ACTION_COMMIT_KEEP ||
+		    step.action == ACTION_UNPROTECT)
 			*table_byte(engine, region, page) |= PAGE_BUSY;
 		else if (step.next == PAGE_DIRTY && !region->home)
 			policy_return(&engine->policy, region->first + page);
@@ -149,13 +155,12 @@ static void finish(struct lane *lane, struct operation *operation)
 	for (uint32_t i = 0, run; i < operation->count; i += run) {
 		for (run = 1; i + run < operation->count && actions[i + run] == actions[i]; run++)
 			;
-		if (actions[i] == ACTION_COMMIT_DROP)
-			memory_drop(region, operation->page + i, run);
-		else if (actions[i] == ACTION_UNPROTECT)
+		if (actions[i] == ACTION_COMMIT_DROP || actions[i] == ACTION_COMMIT_KEEP) {
+			pages_leave(engine, region, operation->page + i, run, actions[i] == ACTION_COMMIT_KEEP);
+		} else if (actions[i] == ACTION_UNPROTECT) {
 			memory_protect(region, operation->page + i, run, false);
-		else
-			continue;
-		table_release(engine, region, operation->page + i, run, true, false);
+			table_release(engine, region, operation->page + i, run, true, false);
+		}
 	}
 	lane->storing -= (uint64_t)operation->count * PAGE_SIZE;
 	lane->evict_us = operation->stored ? 0 : now_us() + BLOCKED_US;
@@ -350,13 +355,14 @@ static bool anywhere(struct lane *lane, struct view *view, uint32_t page, int64_
 	return false;
 }
 
-/* Under the lock: how many pages that are not on their way home may be here. Write-back goes as deep as keeps room for
+/* Under the lock: how many pages that are neither on their way home nor on standby may be here. Write-back goes as deep as keeps room for
  * what comes: deeper where room was short although everything that may be written was, shallower with time. */
 static uint32_t evict_goal(struct engine *engine, uint32_t wanted)
 {
-	uint32_t reserve = table_reserve(engine), goal = engine->budget - reserve;
+	uint32_t reserve = table_reserve(engine), aside = aside_limit(engine);
+	uint32_t goal = engine->budget - (aside > reserve ? aside : reserve);
 
-	if (engine->short_of_room && engine->writing * 2 >= engine->depth)
+	if (engine->short_of_room && engine->writing && engine->writing * 2 >= engine->depth)
 		engine->depth = engine->depth ? engine->depth * 2 : reserve;
 	engine->short_of_room = false;
 	if (engine->depth > engine->budget / 2)
@@ -373,10 +379,11 @@ void evict(struct lane *lane, uint32_t wanted)
 	struct victim changed[VICTIMS];
 	int64_t now;
 
+	aside_cool(engine);
 	for (;;) {
 		pthread_mutex_lock(&engine->lock);
 		goal = evict_goal(engine, wanted);
-		want = engine->charged - engine->writing;
+		want = engine->charged - engine->writing - engine->aside;
 		if (want <= goal || engine->ending) {
 			pthread_mutex_unlock(&engine->lock);
 			return;
@@ -388,7 +395,8 @@ void evict(struct lane *lane, uint32_t wanted)
 			pthread_mutex_unlock(&engine->lock);
 			return;
 		}
-		engine->depth -= engine->depth / 256;
+		/* Quickly where it is not used, for who only reads has no use of a smaller cache. */
+		engine->depth -= engine->writing * 4 < engine->depth ? (engine->depth + 15) / 16 : engine->depth / 256;
 		/* A little more than needed, so that it pays. */
 		want = want - goal + table_reserve(engine) / 4;
 		dropped = stored = kept = unprotected = 0;
@@ -406,21 +414,26 @@ void evict(struct lane *lane, uint32_t wanted)
 				/* Another store is to have it first. */
 				table_step(engine, view->region, id - view->region->first, EVENT_PROTECT);
 				*byte |= PAGE_BUSY;
-				changed[unprotected++] = (struct victim){view, id - view->region->first};
+				changed[unprotected++] = (struct victim){view, id - view->region->first, false};
 			} else if (view && !view->region->closing && *byte == PAGE_CLEAN) {
 				uint32_t page = id - view->region->first;
 
+				bool known = table_record(view->region, page)->version != 0;
+				bool aside = known && aside_get(engine, view->region, page);
+
 				table_step(engine, view->region, page,
-					   table_record(view->region, page)->version ? EVENT_EVICT : EVENT_EVICT_ZERO);
+					   aside   ? EVENT_STANDBY
+					   : known ? EVENT_EVICT
+						   : EVENT_EVICT_ZERO);
 				*byte |= PAGE_BUSY;
-				drops[dropped++] = (struct victim){view, page};
+				drops[dropped++] = (struct victim){view, page, aside};
 			} else if (view && !view->region->closing && *byte == PAGE_DIRTY &&
 				   anywhere(lane, view, id - view->region->first, now)) {
 				uint32_t page = id - view->region->first;
 
 				table_step(engine, view->region, page, EVENT_EVICT);
 				*byte |= PAGE_BUSY;
-				stores[stored++] = (struct victim){view, page};
+				stores[stored++] = (struct victim){view, page, false};
 			} else {
 				returned[kept++] = id;
 			}
@@ -463,11 +476,11 @@ static void resync_region(struct lane *lane, struct view *view, unsigned behind,
 	struct region *region = view->region;
 	struct operation *operations[VICTIMS];
 	struct victim stores[VICTIMS];
-	uint32_t stored = 0, fetched = 0, unprotected[VICTIMS], written = 0, page;
+	uint32_t stored = 0, fetched = 0, unprotected[VICTIMS], written = 0, found[VICTIMS], slots[VICTIMS], returned = 0, page;
 
 	pthread_mutex_lock(&engine->lock);
 	page = region->resync[behind];
-	for (uint32_t looked = 0; looked < region->pages && stored + fetched + written < VICTIMS; looked++) {
+	for (uint32_t looked = 0; looked < region->pages && stored + fetched + written + returned < VICTIMS; looked++) {
 		uint8_t *byte;
 
 		/* Words without a bit are passed by quickly. */
@@ -485,6 +498,12 @@ static void resync_region(struct lane *lane, struct view *view, unsigned behind,
 		} else if (*byte == PAGE_HELD) {
 			free(held_take(engine, region->first + page, NULL));
 			table_step(engine, region, page, EVENT_UNHOLD);
+		} else if (*byte == PAGE_STANDBY) {
+			/* Perhaps no store has it any more. */
+			table_step(engine, region, page, EVENT_WRITE);
+			*byte |= PAGE_BUSY;
+			found[returned] = page;
+			slots[returned++] = aside_take(engine, region, page);
 		} else if (*byte == PAGE_CLEAN) {
 			table_step(engine, region, page, EVENT_PROTECT);
 			*byte |= PAGE_BUSY;
@@ -493,7 +512,7 @@ static void resync_region(struct lane *lane, struct view *view, unsigned behind,
 			policy_forget(&engine->policy, region->first + page);
 			table_step(engine, region, page, EVENT_EVICT);
 			*byte |= PAGE_BUSY;
-			stores[stored++] = (struct victim){view, page};
+			stores[stored++] = (struct victim){view, page, false};
 			engine->stats[STAT_RESYNCED]++;
 		}
 		page = page + 1 < region->pages ? page + 1 : 0;
@@ -504,6 +523,8 @@ static void resync_region(struct lane *lane, struct view *view, unsigned behind,
 		memory_protect(region, unprotected[i], 1, false);
 		table_release(engine, region, unprotected[i], 1, false, false);
 	}
+	for (uint32_t i = 0; i < returned; i++)
+		install_found(lane, region, (struct batch){found[i], 1, NULL, false, false, PAGE_ABSENT}, slots[i]);
 	for (uint32_t i = 0; i < fetched; i++)
 		fetch_send(lane, operations[i]);
 	qsort(stores, stored, sizeof *stores, by_place);

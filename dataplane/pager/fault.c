@@ -59,6 +59,15 @@ void install(struct lane *lane, struct region *region, struct batch batch)
 	table_release(lane->engine, region, batch.page, batch.count, true, batch.demand);
 }
 
+void install_found(struct lane *lane, struct region *region, struct batch batch, uint32_t slot)
+{
+	batch.bytes = standby_bytes(&lane->engine->standby, slot);
+	install(lane, region, batch);
+	pthread_mutex_lock(&lane->engine->lock);
+	standby_free(&lane->engine->standby, slot);
+	pthread_mutex_unlock(&lane->engine->lock);
+}
+
 /* Pages that no store has are made ahead of a stream as well: it costs nothing, and saves a fault each. */
 static void zero_ahead(struct lane *lane, struct view *view, uint32_t page, uint32_t count, bool write)
 {
@@ -190,8 +199,10 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 	struct operation *operation = NULL;
 	enum page_state before;
 	struct page_step step;
+	struct batch batch;
 	unsigned wished = 0;
 	uint32_t needs;
+	uint32_t slot = STANDBY_NONE;
 	char *held = NULL;
 	uint8_t *byte;
 
@@ -240,9 +251,14 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 		break;
 	case ACTION_CLEAN:
 	case ACTION_DIRTY:
+		*byte |= PAGE_BUSY;
+		if (before == PAGE_STANDBY) {
+			engine->stats[STAT_STANDBY_USED]++;
+			slot = aside_take(engine, region, page);
+			break;
+		}
 		engine->stats[STAT_MARKERS]++;
 		held = held_take(engine, region->first + page, &(bool){true});
-		*byte |= PAGE_BUSY;
 		break;
 	case ACTION_UNPROTECT:
 	case ACTION_POISON:
@@ -263,7 +279,12 @@ void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum pa
 		break;
 	case ACTION_CLEAN:
 	case ACTION_DIRTY:
-		install(lane, region, (struct batch){page, 1, held, step.action == ACTION_CLEAN, true, PAGE_ABSENT});
+		batch = (struct batch){page, 1, held, step.action == ACTION_CLEAN, true, PAGE_ABSENT};
+		if (slot != STANDBY_NONE) {
+			install_found(lane, region, batch, slot);
+			break;
+		}
+		install(lane, region, batch);
 		buffer_put(lane, held, 1);
 		break;
 	case ACTION_UNPROTECT:

@@ -12,14 +12,17 @@ struct block {
 /* Under the lock: what a region has of the budget, which is not its limit any more. */
 static void recount(struct engine *engine, struct region *region, bool home)
 {
-	uint32_t charged = table_charged(region), writing = (uint32_t)region->counts[PAGE_WRITE];
+	uint32_t charged = table_charged(region), writing = (uint32_t)region->counts[PAGE_WRITE],
+		 aside = (uint32_t)region->counts[PAGE_STANDBY];
 
 	if (home) {
 		engine->charged -= charged;
 		engine->writing -= writing;
+		engine->aside -= aside;
 	} else {
 		engine->charged += charged;
 		engine->writing += writing;
+		engine->aside += aside;
 	}
 }
 
@@ -27,6 +30,8 @@ void region_home(struct engine *engine, struct region *region, bool on)
 {
 	pthread_mutex_lock(&engine->lock);
 	region->meta->home = on;
+	if (on)
+		aside_give_up_all(engine, region);
 	if (region->home != on)
 		recount(engine, region, on);
 	region->home = on;

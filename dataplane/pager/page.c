@@ -59,11 +59,20 @@ static const struct page_step table[PAGE_STATES][PAGE_EVENTS] = {
 	ON(HELD, DISCARD, ZERO, RELEASE),
 	ON(HELD, RETRY, HELD, NONE),
 
+	ON(STANDBY, READ, CLEAN, CLEAN),
+	ON(STANDBY, WRITE, DIRTY, DIRTY),
+	ON(STANDBY, PROTECT, STANDBY, WAKE),
+	ON(STANDBY, PREFETCH, STANDBY, NONE),
+	ON(STANDBY, UNHOLD, ABSENT, RELEASE),
+	ON(STANDBY, DISCARD, ZERO, RELEASE),
+	ON(STANDBY, RETRY, STANDBY, NONE),
+
 	ON(CLEAN, READ, CLEAN, WAKE),
 	ON(CLEAN, WRITE, CLEAN, WAKE),
 	ON(CLEAN, PROTECT, DIRTY, UNPROTECT),
 	ON(CLEAN, PREFETCH, CLEAN, NONE),
 	ON(CLEAN, EVICT, ABSENT, DROP),
+	ON(CLEAN, STANDBY, STANDBY, KEEP),
 	ON(CLEAN, EVICT_ZERO, ZERO, DROP),
 	ON(CLEAN, DISCARD, ZERO, DROP),
 	ON(CLEAN, RETRY, CLEAN, NONE),
@@ -82,6 +91,7 @@ static const struct page_step table[PAGE_STATES][PAGE_EVENTS] = {
 	ON(WRITE, PREFETCH, WRITE, NONE),
 	ON(WRITE, IS_ZERO, ZERO, DROP),
 	ON(WRITE, STORED, ABSENT, COMMIT_DROP),
+	ON(WRITE, STORED_STANDBY, STANDBY, COMMIT_KEEP),
 	ON(WRITE, NOT_STORED, DIRTY, UNPROTECT),
 	ON(WRITE, DISCARD, WRITE_DROP, DROP),
 	ON(WRITE, RETRY, WRITE, NONE),
@@ -149,9 +159,9 @@ int page_resident(enum page_state state)
 
 const char *page_state_name(enum page_state state)
 {
-	static const char *const names[PAGE_STATES] = {"zero",	"absent", "fetch", "fetch-write", "fetch-drop", "held",
-						       "clean", "dirty",  "write", "redirty",	  "write-drop", "lost",
-						       "poisoned", "heal"};
+	static const char *const names[PAGE_STATES] = {"zero",	"absent",     "fetch", "fetch-write", "fetch-drop",
+						       "held",	"standby",    "clean", "dirty",	      "write",
+						       "redirty", "write-drop", "lost",	 "poisoned",	"heal"};
 
 	return state < PAGE_STATES ? names[state] : "?";
 }

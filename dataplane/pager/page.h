@@ -10,6 +10,7 @@
  *   FETCH_WRITE  store  -         no                 on its way here for a writer, to be installed writable
  *   FETCH_DROP   local  -         no                 on its way here, but discarded meanwhile
  *   HELD         store  shared    in the pager       here, but kept out of the memory: its first use tells of a stream
+ *   STANDBY      store  shared    in the pager       left the memory a moment ago: its use costs no fetch, and tells the policy
  *   CLEAN        store  shared    yes, protected     the same as at home
  *   DIRTY        store  modified  yes                may differ from home; a takeover takes every resident page for this
  *   WRITE        store  modified  yes, protected     sealed, on its way home; will be dropped
@@ -36,6 +37,7 @@ enum page_state {
 	PAGE_FETCH_WRITE,
 	PAGE_FETCH_DROP,
 	PAGE_HELD,
+	PAGE_STANDBY,
 	PAGE_CLEAN,
 	PAGE_DIRTY,
 	PAGE_WRITE,
@@ -56,11 +58,13 @@ enum page_event {
 	EVENT_ARRIVED_HOLD, /* the same, and nobody waits, and it is to mark a stream */
 	EVENT_INVALID,	   /* every store answered, none with valid bytes */
 	EVENT_NOT_FETCHED, /* the prefetch was given up */
-	EVENT_UNHOLD,	   /* the pager wants the room of a held page */
+	EVENT_UNHOLD,	   /* the pager wants the room of a page that it holds, or that is on standby */
 	EVENT_EVICT,	   /* the cache wants its room */
-	EVENT_EVICT_ZERO,  /* the same, for a clean page that no store has */
+	EVENT_STANDBY,	   /* the same, but the bytes of a clean page may stay in the pager */
+	EVENT_EVICT_ZERO,  /* the cache wants the room of a clean page that no store has */
 	EVENT_IS_ZERO,	   /* while it was to be sealed it was found to be all zeros */
 	EVENT_STORED,	   /* the stores have it */
+	EVENT_STORED_STANDBY, /* the same, and the bytes may stay in the pager */
 	EVENT_NOT_STORED,  /* no store took it */
 	EVENT_DISCARD,	   /* the guest gave it back */
 	EVENT_TRIM,	   /* stores are to forget what they had of it */
@@ -85,6 +89,8 @@ enum page_action {
 	ACTION_SEAL,	   /* protect, seal, send */
 	ACTION_TRIM,	   /* tell the stores to forget it, as a write that nobody writes over meanwhile */
 	ACTION_DROP,	   /* take the bytes out of the memory, and wake */
+	ACTION_KEEP,	   /* take the bytes out of the memory into the pager, and wake */
+	ACTION_COMMIT_KEEP, /* note what the store now has, then as ACTION_KEEP */
 	ACTION_COMMIT_DROP, /* note what the store now has, then as ACTION_DROP */
 	ACTION_POISON,	   /* mark it as broken, and wake */
 	ACTION_CLEANSE,	   /* take the mark away: install zeros, then as ACTION_DROP */

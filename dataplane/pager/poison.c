@@ -74,7 +74,7 @@ static bool heal_region(struct lane *lane, struct view *view)
 	for (; region->heal < region->pages && count < RUN; region->heal++) {
 		if (*table_byte(engine, region, region->heal) != PAGE_POISONED)
 			continue;
-		if (!region->home && engine->charged + table_reserve(engine) / 2 >= engine->budget)
+		if (!region->home && table_kept(engine) + table_reserve(engine) / 2 >= engine->budget)
 			break;
 		table_step(engine, region, region->heal, EVENT_RETRY);
 		operations[count++] = fetch_begin(view, region->heal, 1);

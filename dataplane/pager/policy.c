@@ -61,6 +61,7 @@ void policy_insert(struct policy *policy, uint32_t page, bool demand)
 		node->laps--;
 	}
 	node->ghost = 0;
+	node->asked = demand;
 	node->left = node->laps;
 	push(policy, refault ? QUEUE_MAIN : QUEUE_TRIAL, page);
 }
@@ -108,6 +109,21 @@ void policy_forget(struct policy *policy, uint32_t page)
 	if (policy->nodes[page].queue)
 		take(policy, page);
 	policy->nodes[page] = (struct policy_node){0};
+}
+
+bool policy_asked(const struct policy *policy, uint32_t page)
+{
+	return policy->nodes[page].asked;
+}
+
+void policy_note(struct policy *policy, uint32_t page, uint32_t number)
+{
+	policy->nodes[page].previous = number & POLICY_NONE;
+}
+
+uint32_t policy_noted(const struct policy *policy, uint32_t page)
+{
+	return policy->nodes[page].previous;
 }
 
 void policy_leave(struct policy *policy, uint32_t page)

@@ -22,7 +22,8 @@ enum { POLICY_ID_BITS = 28 };
 
 #define POLICY_NONE ((1U << POLICY_ID_BITS) - 1)
 
-/* Of a page that is here: its neighbours. Of another: `next` is the stamp of its eviction. All zeros: never here. */
+/* Of a page that is here: its neighbours. Of another: `next` is the stamp of its eviction, `previous` what was noted of it.
+ * All zeros: never here. */
 struct policy_node {
 	uint64_t next : POLICY_ID_BITS;
 	uint64_t previous : POLICY_ID_BITS;
@@ -30,6 +31,7 @@ struct policy_node {
 	uint64_t laps : 2;  /* earned */
 	uint64_t left : 2;
 	uint64_t ghost : 1; /* evicted, and not discarded since */
+	uint64_t asked : 1; /* when it came last a fault wanted it */
 };
 
 enum policy_queue { QUEUE_NONE, QUEUE_TRIAL, QUEUE_MAIN };
@@ -62,6 +64,13 @@ void policy_return(struct policy *policy, uint32_t page);
 
 /* The page is gone, and what is known of it is void. */
 void policy_forget(struct policy *policy, uint32_t page);
+
+/* Whether a fault wanted a page when it came last. */
+bool policy_asked(const struct policy *policy, uint32_t page);
+
+/* A number to keep with a page that is not in a queue, until it is in one again. */
+void policy_note(struct policy *policy, uint32_t page, uint32_t number);
+uint32_t policy_noted(const struct policy *policy, uint32_t page);
 
 /* A page is here to stay: it is no victim any more. */
 void policy_leave(struct policy *policy, uint32_t page);

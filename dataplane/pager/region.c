@@ -19,7 +19,7 @@ const char *const counter_names[COUNTERS] = {
 	"faults",  "found",	  "fetched", "prefetched", "prefetch-used", "prefetch-wasted", "zero",
 	"markers", "late",	  "unused",  "stored",	   "stored-zero",   "dropped",	       "discarded",
 	"deferred", "invalid",	  "retried", "hedged",	   "hedge-won",	    "trimmed",	       "resynced",
-	"starved",
+	"standby", "standby-used", "starved",
 };
 
 /* Address space for every page that may ever be; memory only for those that are. */
@@ -33,6 +33,7 @@ static void *reserve(size_t bytes)
 bool engine_init(struct engine *engine, uint32_t budget, unsigned lanes, int64_t deadline_us)
 {
 	struct policy_node *nodes = reserve(sizeof *nodes << POLICY_ID_BITS);
+	long pages = sysconf(_SC_PHYS_PAGES);
 
 	memset(engine, 0, sizeof *engine);
 	engine->states = reserve(1U << POLICY_ID_BITS);
@@ -44,6 +45,8 @@ bool engine_init(struct engine *engine, uint32_t budget, unsigned lanes, int64_t
 	engine->budget = budget;
 	engine->deadline_us = deadline_us;
 	engine->window_max = 8192;
+	standby_init(&engine->standby, pages < 0 ? 0 : (uint32_t)(pages < POLICY_NONE ? pages : POLICY_NONE) / ASIDE_SHARE);
+	aside_resize(engine);
 	if (!sample_open(&engine->sample))
 		return false;
 	for (engine->lane_count = 0; engine->lane_count < lanes; engine->lane_count++)
@@ -206,6 +209,7 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	/* A pager that takes over has the cache that was last set. */
 	if (!fresh && region->meta->budget)
 		engine->budget = engine->policy.budget = (uint32_t)region->meta->budget;
+	aside_resize(engine);
 	region->meta->budget = engine->budget;
 	region->home = region->meta->home;
 	region->poison = region->meta->poison;
@@ -238,8 +242,11 @@ static void find_resident(struct engine *engine, struct region *region)
 		pthread_mutex_lock(&engine->lock);
 		for (; at < end; at += PAGE_SIZE) {
 			uint32_t page = (uint32_t)(at / PAGE_SIZE);
-			enum page_state state = table_state(engine, region, page);
+			enum page_state state;
 
+			if (table_state(engine, region, page) == PAGE_STANDBY)
+				aside_give_up(engine, region, page);
+			state = table_state(engine, region, page);
 			if (state != PAGE_ZERO && state != PAGE_ABSENT && state != PAGE_POISONED)
 				continue;
 			table_note_poisoned(region, page, false);
@@ -321,6 +328,8 @@ bool region_remove(struct engine *engine, struct region *region)
 		return false;
 	pthread_mutex_lock(&engine->lock);
 	for (uint32_t page = 0; page < region->pages; page++) {
+		if (table_state(engine, region, page) == PAGE_STANDBY)
+			aside_give_up(engine, region, page);
 		if (table_state(engine, region, page) == PAGE_HELD)
 			free(held_take(engine, region->first + page, NULL));
 		table_set(engine, region, page, PAGE_ZERO);
@@ -359,7 +368,9 @@ static void discard_run(struct engine *engine, struct region *region, uint32_t p
 		step = table_step(engine, region, page + i, EVENT_DISCARD);
 		if (step.action == ACTION_CLEANSE)
 			cleanse[marked++] = page + i;
-		if (step.action == ACTION_RELEASE)
+		if (before == PAGE_STANDBY)
+			standby_free(&engine->standby, aside_take(engine, region, page + i));
+		if (before == PAGE_HELD)
 			free(held_take(engine, region->first + page + i, NULL));
 		if (before != PAGE_FETCH && before != PAGE_FETCH_WRITE && before != PAGE_FETCH_DROP)
 			policy_forget(&engine->policy, region->first + page + i);
@@ -463,6 +474,7 @@ void engine_budget(struct engine *engine, uint32_t pages)
 	pthread_mutex_lock(&engine->lock);
 	engine->budget = pages;
 	engine->policy.budget = pages;
+	aside_resize(engine);
 	for (unsigned slot = 0; slot < REGIONS_MAX; slot++)
 		if (engine->regions[slot]) {
 			engine->regions[slot]->meta->budget = pages;

@@ -22,7 +22,7 @@ struct seal_record *table_record(const struct region *region, uint32_t page)
 static bool charges(enum page_state state)
 {
 	return page_resident(state) || state == PAGE_FETCH || state == PAGE_FETCH_WRITE || state == PAGE_FETCH_DROP ||
-	       state == PAGE_HELD || state == PAGE_HEAL;
+	       state == PAGE_HELD || state == PAGE_STANDBY || state == PAGE_HEAL;
 }
 
 void table_set(struct engine *engine, struct region *region, uint32_t page, enum page_state state)
@@ -35,6 +35,8 @@ void table_set(struct engine *engine, struct region *region, uint32_t page, enum
 	if (!region->home) {
 		engine->charged += charges(state);
 		engine->charged -= charges(before);
+		engine->aside += state == PAGE_STANDBY;
+		engine->aside -= before == PAGE_STANDBY;
 		engine->writing += state == PAGE_WRITE;
 		engine->writing -= before == PAGE_WRITE;
 	}
@@ -47,6 +49,9 @@ void table_set(struct engine *engine, struct region *region, uint32_t page, enum
 	if (state == PAGE_POISONED)
 		table_note_poisoned(region, page, true);
 	*byte = (uint8_t)((*byte & ~PAGE_STATE_MASK) | state);
+	/* What comes takes the place of what left first. */
+	if (charges(state) && !charges(before))
+		aside_shrink(engine);
 }
 
 struct page_step table_step(struct engine *engine, struct region *region, uint32_t page, enum page_event event)
@@ -87,6 +92,8 @@ void table_release(struct engine *engine, struct region *region, uint32_t page, 
 		/* Noted until it is done: a pager that dies before may leave a mark. */
 		if (region->meta->poisoned && *byte != PAGE_POISONED && *byte != PAGE_HEAL)
 			table_note_poisoned(region, page + i, false);
+		if (*byte == PAGE_STANDBY)
+			aside_list(engine, region, page + i);
 		if (insert && page_resident(*byte) && !region->home)
 			policy_insert(&engine->policy, region->first + page + i, demand);
 	}
@@ -160,9 +167,14 @@ bool table_bounded(const struct region *region)
 	return stores && !region->home;
 }
 
+uint32_t table_kept(const struct engine *engine)
+{
+	return engine->charged - engine->standby.listed;
+}
+
 bool table_room(const struct engine *engine, uint32_t pages)
 {
-	return engine->charged + pages <= engine->budget;
+	return table_kept(engine) + pages <= engine->budget;
 }
 
 uint32_t table_charged(const struct region *region)
@@ -179,7 +191,7 @@ uint64_t table_away(const struct region *region)
 	const uint64_t *counts = region->counts;
 
 	return counts[PAGE_ABSENT] + counts[PAGE_FETCH] + counts[PAGE_FETCH_WRITE] + counts[PAGE_HELD] +
-	       table_lost(region);
+	       counts[PAGE_STANDBY] + table_lost(region);
 }
 
 uint64_t table_lost(const struct region *region)
@@ -212,7 +224,7 @@ uint64_t table_waiting(const struct engine *engine, const struct region *region)
 
 bool table_room_ahead(struct engine *engine)
 {
-	bool room = engine->charged + table_reserve(engine) / 2 < engine->budget;
+	bool room = table_kept(engine) + table_reserve(engine) / 2 < engine->budget;
 
 	engine->short_of_room |= !room;
 	return room;

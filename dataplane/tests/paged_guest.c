@@ -11,6 +11,7 @@
  *   faults COUNT THREADS   time reads of random pages by each thread until one has made COUNT: microseconds p50 and p99
  *                     and rate for a second of those that were not here
  *   load FILE [SKIP]  write a file's bytes into memory, again and again; MB/s as of a stream
+ *   play FILE         read the pages that FILE, 32 bit numbers, says in its order: how many, and the seconds that took
  *   stream r|w [SKIP] read or write every byte in order: MB/s of what comes after the first SKIP pages
  */
 #include <fcntl.h>
@@ -242,6 +243,33 @@ static bool load(const char *path, size_t skip)
 	return true;
 }
 
+static void play(const char *name)
+{
+	uint32_t *trace = MAP_FAILED;
+	uint64_t sum = 0;
+	struct stat info;
+	double begun;
+	size_t count;
+	int from = open(name, O_RDONLY);
+
+	if (from >= 0 && !fstat(from, &info))
+		trace = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_PRIVATE | MAP_POPULATE, from, 0);
+	if (from >= 0)
+		close(from);
+	if (trace == MAP_FAILED) {
+		puts("failed");
+		return;
+	}
+	count = (size_t)info.st_size / sizeof *trace;
+	begun = now();
+	for (size_t i = 0; i < count; i++)
+		sum += memory[trace[i] % pages * WORDS];
+	begun = now() - begun;
+	stream_sum = sum;
+	munmap(trace, (size_t)info.st_size);
+	printf("uses %zu seconds %.6f\n", count, begun);
+}
+
 int main(int argc, char **argv)
 {
 	char line[512], path[400], kind;
@@ -308,6 +336,8 @@ int main(int argc, char **argv)
 			printf("wrong %zu\n", bad);
 		} else if (sscanf(line, "faults %zu %d", &count, &number) == 2 && number > 0 && number <= THREADS_MAX) {
 			faults(count, number);
+		} else if (sscanf(line, "play %399s", path) == 1) {
+			play(path);
 		} else if ((number = sscanf(line, "stream %c %zu", &kind, &first)) >= 1 && (number == 1 || first < pages)) {
 			stream(kind, number == 1 ? 0 : first);
 		} else if ((number = sscanf(line, "load %399s %zu", path, &first)) >= 1 && (number == 1 || first < pages)) {

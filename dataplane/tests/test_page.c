@@ -73,7 +73,7 @@ static void happen(struct world world, enum page_event event)
 		written(&world, true);
 		world.record = NONE;
 	}
-	if (event == EVENT_STORED || event == EVENT_NOT_STORED)
+	if (event == EVENT_STORED || event == EVENT_STORED_STANDBY || event == EVENT_NOT_STORED)
 		world.writing = false;
 	if (event == EVENT_ARRIVED || event == EVENT_ARRIVED_HOLD || event == EVENT_INVALID || event == EVENT_NOT_FETCHED)
 		world.fetching = false;
@@ -128,6 +128,16 @@ static void happen(struct world world, enum page_event event)
 		world.leaving = NONE;
 		world.writing = true;
 		break;
+	case ACTION_COMMIT_KEEP:
+		world.record = world.leaving;
+		/* fall through */
+	case ACTION_KEEP:
+		CHECK(world.here != NONE && world.protected);
+		world.held = world.here;
+		world.here = NONE;
+		world.protected = false;
+		woken = true;
+		break;
 	case ACTION_COMMIT_DROP:
 		world.record = world.leaving;
 		/* fall through */
@@ -162,12 +172,13 @@ static void happen(struct world world, enum page_event event)
 		world.waiting = 0;
 	/* Zeros that no store has are the latest wherever the guest's latest is zeros. */
 	CHECK(page_resident(world.state) == (world.here != NONE));
-	CHECK((world.state == PAGE_HELD) == (world.held != NONE));
+	CHECK((world.state == PAGE_HELD || world.state == PAGE_STANDBY) == (world.held != NONE));
+	CHECK(world.state != PAGE_STANDBY || world.held == LATEST);
 	if (world.state == PAGE_ZERO || world.state == PAGE_FETCH_DROP || world.state == PAGE_WRITE_DROP)
 		CHECK(world.truth_zero);
 	if (world.state == PAGE_CLEAN || world.state == PAGE_WRITE)
 		CHECK(world.protected);
-	if (world.state == PAGE_ABSENT || world.state == PAGE_FETCH || world.state == PAGE_LOST ||
+	if (world.state == PAGE_ABSENT || world.state == PAGE_STANDBY || world.state == PAGE_FETCH || world.state == PAGE_LOST ||
 	    world.state == PAGE_POISONED || world.state == PAGE_HEAL)
 		CHECK(world.record == LATEST);
 	/* Nobody is told that memory is broken which is not lost. */
@@ -248,16 +259,20 @@ static void follow(struct world world)
 	}
 	if (state == PAGE_ZERO)
 		happen(world, EVENT_TRIM);
-	if (state == PAGE_HELD)
+	if (state == PAGE_HELD || state == PAGE_STANDBY)
 		happen(world, EVENT_UNHOLD);
 	if (state == PAGE_LOST)
 		happen(world, EVENT_POISON);
+	if (state == PAGE_CLEAN && world.record != NONE)
+		happen(world, EVENT_STANDBY);
 	if (state == PAGE_CLEAN)
 		happen(world, world.record == NONE ? EVENT_EVICT_ZERO : EVENT_EVICT);
 	if (state == PAGE_DIRTY)
 		happen(world, EVENT_EVICT);
 	if (state == PAGE_WRITE && world.truth_zero)
 		happen(world, EVENT_IS_ZERO);
+	if (state == PAGE_WRITE)
+		happen(world, EVENT_STORED_STANDBY);
 	if (world.writing) {
 		happen(world, EVENT_STORED);
 		happen(world, EVENT_NOT_STORED);

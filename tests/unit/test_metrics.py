@@ -183,6 +183,7 @@ PAGING = PagingActivity(
     used=32 << 20,
     faults=10,
     found=4,
+    standby=2,
     missed=3,
     fetched=5 << 12,
     prefetched=2 << 12,
@@ -224,6 +225,7 @@ def test_what_the_page_engine_does() -> None:
     assert value("paging_memory_bytes", where="lost") == 4096
     assert value("paging_waiting_pages") == 3
     assert [value("paging_faults_total", outcome=how) for how in ("found", "fetched", "zero")] == [4, 3, 3]
+    assert value("paging_standby_faults_total") == 2
     assert value("paging_fetched_bytes_total", by="fault") == 3 << 12
     assert value("paging_prefetch_judged_bytes_total", outcome="used") == 1 << 12
     assert (value("paging_copy_up", **attic), value("paging_copy_up", lender="barn", region="m1")) == (1, 0)

@@ -19,6 +19,7 @@ def activity_of(stats: PagerStats, regions: dict[str, PagedRegion]) -> PagingAct
         used=count("charged", 0) * _PAGE,
         faults=count("faults", 0),
         found=found,
+        standby=count("standby-used", 0),
         missed=missed,
         hit_ratio=ratio(found, found + missed),
         fetched=count("fetched", 0) * _PAGE,

@@ -196,6 +196,7 @@ def paging_lines(paging: PagingActivity) -> list[str]:
         ("Lost", format_size(paging.lost) if paging.lost else None),
         ("Hit ratio", _share(paging.hit_ratio, "of the faults on pages with bytes met them here or on their way")),
         ("Compressed", _compressed(paging)),
+        ("Standby", f"{paging.standby} faults on pages that had just left" if paging.standby else None),
         ("Prefetch", _share(paging.prefetch_accuracy, "of the guesses that were judged were used")),
     ]
     rows = []

@@ -29,6 +29,7 @@ SERIES = (
     Series("vmcoal_paging_memory_bytes", "gauge", "Borrowed memory that is not zeros, by where it is", ("where",)),
     Series("vmcoal_paging_waiting_pages", "gauge", "Pages that are waited for and that no lender gives now"),
     Series("vmcoal_paging_faults", "counter", "Faults that the pager was asked to answer", ("outcome",)),
+    Series("vmcoal_paging_standby_faults", "counter", "Faults of them that found their page on standby"),
     Series(
         "vmcoal_paging_fetched_bytes", "counter", "Bytes that came from lenders, before a fault or for one", ("by",)
     ),
@@ -100,6 +101,7 @@ def _values(seen: PagingActivity) -> dict[str, list[tuple[tuple[str, ...], float
             (("fetched",), seen.missed),
             (("zero",), max(0, seen.faults - seen.found - seen.missed)),
         ],
+        "vmcoal_paging_standby_faults": [((), seen.standby)],
         "vmcoal_paging_fetched_bytes": [(("fault",), max(0, asked)), (("prefetch",), seen.prefetched)],
         "vmcoal_paging_prefetch_judged_bytes": [
             (("used",), seen.prefetch_used),

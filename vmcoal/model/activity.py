@@ -34,9 +34,10 @@ class StoreActivity(msgspec.Struct, frozen=True, kw_only=True):
 class PagingActivity(msgspec.Struct, frozen=True, kw_only=True):
     """All of a VM's paged memory. ``cache`` bytes may be on this host, ``used`` are.
 
-    Of the ``faults``, ``found`` ones met a page that was here or on its way already, ``missed`` ones had to fetch it;
-    the others touched a page of zeros for the first time. ``hit_ratio`` is what was found of those that were found or
-    missed; an access to what is here mostly causes no fault and is in neither. ``prefetch_accuracy``: of the guesses
+    Of the ``faults``, ``found`` ones met a page that was here or on its way already, ``standby`` of them one that had
+    left the guest's memory a moment before; ``missed`` ones had to fetch it; the others touched a page of zeros for the
+    first time. ``hit_ratio`` is what was found of those that were found or missed; an access to what is here mostly
+    causes no fault and is in neither. ``prefetch_accuracy``: of the guesses
     that came out one way or the other, those that were used. Both are ``None`` before there is anything to tell.
     """
 
@@ -44,6 +45,7 @@ class PagingActivity(msgspec.Struct, frozen=True, kw_only=True):
     used: int = 0
     faults: int = 0
     found: int = 0
+    standby: int = 0
     missed: int = 0
     hit_ratio: float | None = None
     fetched: int = 0
