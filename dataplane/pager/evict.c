@@ -395,8 +395,8 @@ void evict(struct lane *lane, uint32_t wanted)
 			pthread_mutex_unlock(&engine->lock);
 			return;
 		}
-		/* Quickly where it is not used, for who only reads has no use of a smaller cache. */
-		engine->depth -= engine->writing * 4 < engine->depth ? (engine->depth + 15) / 16 : engine->depth / 256;
+		/* Quickly while nothing is on its way home, for who only reads has no use of a smaller cache. */
+		engine->depth -= (engine->depth + 15) / (engine->writing ? 256 : 16);
 		/* A little more than needed, so that it pays. */
 		want = want - goal + table_reserve(engine) / 4;
 		dropped = stored = kept = unprotected = 0;
