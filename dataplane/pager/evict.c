@@ -355,8 +355,8 @@ static bool anywhere(struct lane *lane, struct view *view, uint32_t page, int64_
 	return false;
 }
 
-/* Under the lock: how many pages that are neither on their way home nor on standby may be here. Write-back goes as deep as keeps room for
- * what comes: deeper where room was short although everything that may be written was, shallower with time. */
+/* Under the lock: how many pages that are neither on their way home nor on standby may be here. Write-back goes as deep
+ * as keeps room for what comes: deeper where room was short although everything that may be written was, shallower with time. */
 static uint32_t evict_goal(struct engine *engine, uint32_t wanted)
 {
 	uint32_t reserve = table_reserve(engine), aside = aside_limit(engine);
