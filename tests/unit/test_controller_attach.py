@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -28,6 +29,7 @@ from vmcoal.errors import (
     UsageError,
     VmcoalError,
 )
+from vmcoal.machine import cpu
 from vmcoal.model.attachment import AttachmentState, AttachRequest, DetachRequest, MemoryStyle, Plan
 from vmcoal.model.guest import Room
 from vmcoal.model.lease import Lease, LeaseState, ResourceKind
@@ -332,6 +334,34 @@ async def test_a_controller_killed_at_any_call_while_vcpus_leave(tmp_path: Path,
             else:
                 return
     pytest.fail("detach never succeeded")
+
+
+async def test_a_guest_has_the_whole_deadline_to_let_go_of_vcpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A nested, emulated guest may need more than half a minute for one of them."""
+    given: list[float] = []
+    with fake_vm(tmp_path, CpuMode.HOTPLUG) as world:
+        vm = world.controller()
+        await attached(world, vm, VCPUS)
+        agent = vm.agent
+        assert agent is not None
+        unplug, offline = cpu.unplug_cpu, agent.cpu_set
+
+        async def slow_unplug(*args: Any, deadline: float) -> None:
+            given.append(deadline)
+            await unplug(*args, deadline=deadline)
+
+        async def slow_offline(*args: Any, deadline: float) -> Any:
+            given.append(deadline)
+            return await offline(*args, deadline=deadline)
+
+        monkeypatch.setattr(cpu, "unplug_cpu", slow_unplug)
+        monkeypatch.setattr(agent, "cpu_set", slow_offline)
+        await detached(world, vm, DetachRequest(cpus=2, deadline=1000.0))
+    assert len(given) == 3
+    assert sorted(given, reverse=True) == given
+    assert all(300.0 < deadline <= 1000.0 for deadline in given)
 
 
 async def test_cancelling_an_attach_undoes_it(world: FakeVm) -> None:

@@ -161,6 +161,45 @@ async def test_busy_to_the_end(monitor: FakeMonitor) -> None:
     assert caught.value.left == "it is plugged as before"
 
 
+async def test_a_guest_that_did_not_hear_is_asked_again(monitor: FakeMonitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmcoal.machine.unplug._AGAIN", 0.01)
+    await cpu.plug_cpu(monitor, SPEC, 3, 1, deadline=30)
+    monitor.guest.default = "ignore"
+    task = asyncio.create_task(cpu.unplug_cpu(monitor, 3, 1, deadline=60))
+    async with asyncio.timeout(60):
+        while len(monitor.sent("device_del")) < 3:
+            await asyncio.sleep(0)
+        monitor.guest.default = "release"
+        await task
+    assert await cpu.plugged_cores(monitor, 3) == frozenset()
+
+
+async def test_a_guest_that_gave_a_sign_is_not_asked_again(
+    monitor: FakeMonitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmcoal.machine.unplug._AGAIN", 0.01)
+    await plug(monitor)
+    monitor.guest.default = "ignore"
+    held = monitor.hold("device_del")
+    task = asyncio.create_task(unplug(monitor, deadline=0.2))
+    await held.reached.wait()
+    under_way = {"device": "dimm-l1", "slot": "0", "slot-type": "DIMM", "source": 3, "status": 132}
+    monitor.emit("ACPI_DEVICE_OST", info=under_way)
+    held.release()
+    with pytest.raises(DeadlineError):
+        await task
+    assert len(monitor.sent("device_del")) == 1
+
+
+async def test_the_button_of_a_pci_slot_is_pressed_once(monitor: FakeMonitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmcoal.machine.unplug._AGAIN", 0.01)
+    await pci.plug(monitor, SPEC.far_node(1), "virtio-rng-pci", "rng1", {}, deadline=30)
+    monitor.guest.default = "ignore"
+    with pytest.raises(DeadlineError):
+        await pci.unplug(monitor, "rng1", deadline=0.2)
+    assert len(monitor.sent("device_del")) == 1
+
+
 async def test_removal_that_is_under_way_is_waited_for(monitor: FakeMonitor) -> None:
     await plug(monitor)
     pending = command_error("Device dimm-l1 is already in the process of unplug")

@@ -27,6 +27,7 @@ from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm, cpu_names
 from vmcoal.errors import DeadlineError, RefusedError, UnreachableError, VmcoalError
 from vmcoal.machine import cpu, memory, virtio_mem
+from vmcoal.machine.unplug import Clock
 from vmcoal.model.attachment import AttachmentState, DetachRequest, MemoryStyle, Plan
 from vmcoal.model.guest import MemorySpan
 from vmcoal.model.lease import LeaseEvent, answered
@@ -157,7 +158,7 @@ async def _leave(
             elif item.loan.is_gpu:
                 await _gpu_leaves(vm, item.loan, trans, deadline)
             elif not item.loan.is_memory:
-                await _cpus_leave(vm, [one.loan for one in party], trans, notes)
+                await _cpus_leave(vm, [one.loan for one in party], trans, notes, deadline)
             elif item.loan.style is MemoryStyle.GRANULAR:
                 await _granular_leaves(vm, item, trans, notes, deadline)
             else:
@@ -189,7 +190,8 @@ async def _tell(vm: Vm, loan: Loan, deaf: dict[str, str], deadline: float) -> No
             deaf[lender] = untold(lender, error)
 
 
-async def _cpus_leave(vm: Vm, loans: list[Loan], trans: Transaction, notes: list[str]) -> None:
+async def _cpus_leave(vm: Vm, loans: list[Loan], trans: Transaction, notes: list[str], deadline: float) -> None:
+    clock = Clock(deadline)
     by_node: dict[int, list[Loan]] = {}
     for loan in loans:
         by_node.setdefault(loan.node, []).append(loan)
@@ -199,7 +201,7 @@ async def _cpus_leave(vm: Vm, loans: list[Loan], trans: Transaction, notes: list
         for node, mine in by_node.items():
             cores = [loan.core for loan in mine]
             async with trans.step("offline-cpus", leases=[loan.id for loan in mine], node=node, cores=cores):
-                await vm.agent.cpu_set(cpu_names(node, cores), False, deadline=60.0)
+                await vm.agent.cpu_set(cpu_names(node, cores), False, deadline=max(1.0, clock.left))
     elif vm.spec.cpu_mode is not CpuMode.HOTPLUG:
         raise RefusedError(
             "no agent answers in the guest, and without it a parked vCPU cannot be taken offline",
@@ -209,7 +211,7 @@ async def _cpus_leave(vm: Vm, loans: list[Loan], trans: Transaction, notes: list
         trans.say("unplug it" if len(loans) == 1 else "unplug them")
         for loan in loans:
             async with trans.step("unplug-cpu", lease=loan.id, node=loan.node, core=loan.core):
-                await cpu.unplug_cpu(vm.qmp, loan.node, loan.core, deadline=30.0)
+                await cpu.unplug_cpu(vm.qmp, loan.node, loan.core, deadline=clock.left)
     else:
         notes.append("vCPUs are parked (offline), because QEMU cannot unplug them under TCG")
 

@@ -54,7 +54,8 @@ async def unplug_cpu(monitor: Monitor, node: int, core: int, *, deadline: float)
 
     Raises `RefusedError`, `DeadlineError`, `UnreachableError`.
     """
-    await remove_device(monitor, cpu_id(node, core), f"vCPU {core} of node {node}", deadline=deadline)
+    what = f"vCPU {core} of node {node}"
+    await remove_device(monitor, cpu_id(node, core), what, deadline=deadline, repeatable=True)
 
 
 async def ensure_unplugged(monitor: Monitor, node: int, core: int, *, deadline: float) -> None:

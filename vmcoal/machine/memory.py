@@ -61,7 +61,7 @@ async def unplug_dimm(monitor: Monitor, device: str, backend: str, *, deadline: 
     `UnreachableError`. Only after that is the backend's file free.
     """
     clock = Clock(deadline)
-    await remove_device(monitor, device, f"DIMM {device}", deadline=deadline)
+    await remove_device(monitor, device, f"DIMM {device}", deadline=deadline, repeatable=True)
     await remove_object(monitor, backend, deadline=clock.command())
 
 

@@ -2,6 +2,10 @@
 
 ``device_del`` returns at once. Then comes DEVICE_DELETED, or a refusal in one of three dialects (ACPI_DEVICE_OST from a
 guest that could not offline a DIMM or vCPU, DEVICE_UNPLUG_GUEST_ERROR, MEM_UNPLUG_ERROR), or nothing at all.
+
+What leaves by ACPI (DIMMs and vCPUs) is asked for again while the guest shows no sign of having heard: QEMU raises the
+event anew. After the first sign it is not, because a guest that refuses would go by the second request later on, when
+nobody expects the device to leave any more. PCI slots are asked once: pressing their button again means "stay".
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from vmcoal_qmp.types import (
 _EVENTS = ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR", "ACPI_DEVICE_OST")
 _RETRY = 0.25
 _COMMAND = 30.0
+_AGAIN = 10.0
+"""Seconds without any sign of the guest after which it is asked again."""
 
 _REASONS = {
     OstStatus.FAILURE: "it failed",
@@ -49,21 +55,23 @@ class Clock:
         return max(0.0, self._end - time.monotonic())
 
     def command(self) -> float:
-        """Return the deadline of one command: what is left, at most 10 s, and enough to be answered at all."""
+        """Return the deadline of one command: what is left, at most 30 s, and enough to be answered at all."""
         return min(_COMMAND, max(1.0, self.left))
 
 
-async def remove_device(monitor: Monitor, device: str, what: str, *, deadline: float) -> None:
+async def remove_device(monitor: Monitor, device: str, what: str, *, deadline: float, repeatable: bool = False) -> None:
     """Remove ``device`` and return when it is gone; returns at once if it is not there.
 
-    ``what`` names it for people. Raises `RefusedError` with the guest's or QEMU's reason, `DeadlineError` if nobody
-    answered within ``deadline`` seconds: the request stands then, and the guest may still let the device go.
+    ``what`` names it for people; one that is ``repeatable`` leaves by ACPI, see the module. Raises `RefusedError` with
+    the guest's or QEMU's reason, `DeadlineError` if nobody answered within ``deadline`` seconds: the request stands
+    then, and the guest may still let the device go.
     """
     clock = Clock(deadline)
     with translated(f"unplug {what}"):
         async with monitor.events(*_EVENTS, match=lambda event: _concerns(event, device)) as events:
-            if await _ask(monitor, device, what, clock):
-                await _answer(events, what, clock)
+            while await _ask(monitor, device, what, clock):
+                if await _answer(events, what, clock, _AGAIN if repeatable else None):
+                    return
 
 
 def _concerns(event: Event, device: str) -> bool:
@@ -87,21 +95,26 @@ async def _ask(monitor: Monitor, device: str, what: str, clock: Clock) -> bool:
         await asyncio.sleep(min(_RETRY, clock.left))
 
 
-async def _answer(events: EventStream, what: str, clock: Clock) -> None:
+async def _answer(events: EventStream, what: str, clock: Clock, patience: float | None) -> bool:
+    """Wait until the device is gone; returns ``False`` when the guest gave no sign for ``patience`` seconds."""
     while True:
         try:
-            event = await events.wait_for(deadline=clock.left)
+            event = await events.wait_for(deadline=clock.left if patience is None else min(patience, clock.left))
         except QmpTimeoutError:
-            raise _silence(what, clock) from None
+            if patience is None or not clock.left:
+                raise _silence(what, clock) from None
+            return False
         match decode_event(event):
             case DeviceDeleted():
-                return
+                return True
             case DeviceUnplugGuestError():
                 raise _refused(what, "it gave no reason")
             case MemUnplugError(msg=message):
                 raise _refused(what, message)
             case AcpiDeviceOst(refused=True, status=status):
                 raise _refused(what, _REASONS.get(status, f"ACPI status {status:#x}"), status=status)
+            case AcpiDeviceOst(is_ejection=True):
+                patience = None
 
 
 def _silence(what: str, clock: Clock) -> DeadlineError:
