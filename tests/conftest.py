@@ -50,6 +50,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     if report.failed:
         evidence.failed.add(item.nodeid)
+        evidence.failures += 1
     elif report.when == "call":
         evidence.failed.discard(item.nodeid)  # a second try: what the first one left is kept, and this one needs none
     if report.when == "call" and not report.skipped:

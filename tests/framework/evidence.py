@@ -11,6 +11,9 @@ _SUFFIXES = (".log", ".1", ".json", ".sqlite", ".sqlite-wal", ".txt")
 failed: set[str] = set()
 """Ids of the tests that failed so far."""
 
+failures = 0
+"""How often a test, or what it needed, failed so far; a second try that fails counts again."""
+
 _kept: set[Path] = set()
 
 

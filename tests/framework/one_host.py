@@ -1,11 +1,15 @@
 """One host of the lab, with real KVM in it, for tests that need no other host.
 
-from framework.one_host import OneHost, one_host
+from framework.one_host import OneHost, lasting, one_host
 
 @pytest.fixture(scope="module", params=["12", "13"])
-def host(request: pytest.FixtureRequest) -> Iterator[OneHost]:
-    with one_host(request, request.param) as made:
-        yield made
+def hosts(request: pytest.FixtureRequest) -> Iterator[Callable[[], OneHost]]:
+    with lasting(lambda: one_host(request, request.param)) as give:
+        yield give
+
+@pytest.fixture
+def host(hosts: Callable[[], OneHost]) -> OneHost:
+    return hosts()
 """
 
 from __future__ import annotations
@@ -14,8 +18,8 @@ import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -155,6 +159,27 @@ def one_host(request: pytest.FixtureRequest, flavor: str, memory: int = 1536, **
             made.wait(host.kill())
     survivors = before.survivors()
     assert not survivors, "survived the host: " + "; ".join(survivors)
+
+
+@contextmanager
+def lasting(make: Callable[[], AbstractContextManager[T]]) -> Iterator[Callable[[], T]]:
+    """Yield what gives the host of ``make`` to one test after the other, and a new one after each failure.
+
+    What failed may have left anything in the host, up to a kernel that has panicked; a second try would meet that.
+    """
+    with ExitStack() as stack:
+        made: list[T] = []
+        failures = 0
+
+        def give() -> T:
+            nonlocal failures
+            if not made or failures != evidence.failures:
+                stack.close()
+                failures = evidence.failures
+                made[:] = [stack.enter_context(make())]
+            return made[0]
+
+        yield give
 
 
 class Borrower:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from framework.one_host import VM, Borrower, borrower
+from framework.one_host import VM, Borrower, borrower, lasting
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -25,9 +25,14 @@ for _ in range(1500):
 
 
 @pytest.fixture(scope="module", params=["12", "13"])
-def machine(request: pytest.FixtureRequest) -> Iterator[Borrower]:
-    with borrower(request, request.param) as made:
-        yield made
+def machines(request: pytest.FixtureRequest) -> Iterator[Callable[[], Borrower]]:
+    with lasting(lambda: borrower(request, request.param)) as give:
+        yield give
+
+
+@pytest.fixture
+def machine(machines: Callable[[], Borrower]) -> Borrower:
+    return machines()
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from framework.one_host import LENDER, LENDER_ADDRESS, LENT, VM, Borrower, borrower
+from framework.one_host import LENDER, LENDER_ADDRESS, LENT, VM, Borrower, borrower, lasting
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -25,9 +25,14 @@ HOLD = (
 
 
 @pytest.fixture(scope="module")
-def machine(request: pytest.FixtureRequest) -> Iterator[Borrower]:
-    with borrower(request, "12") as made:
-        yield made
+def machines(request: pytest.FixtureRequest) -> Iterator[Callable[[], Borrower]]:
+    with lasting(lambda: borrower(request, "12")) as give:
+        yield give
+
+
+@pytest.fixture
+def machine(machines: Callable[[], Borrower]) -> Borrower:
+    return machines()
 
 
 @pytest.fixture

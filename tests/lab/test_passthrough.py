@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from framework.one_host import LENDER, VM, OneHost, one_host
+from framework.one_host import LENDER, VM, OneHost, lasting, one_host
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
 
@@ -21,11 +22,23 @@ PROGRAM = (Path(__file__).parents[1] / "framework" / "edu.py").read_text()
 BOOT = ("--accel", "kvm", "--cpus", "1", "--memory", "384M", "--far-nodes", "2", "--far-memory", "1G", "--net", "none")
 
 
-@pytest.fixture(scope="module")
-def host(request: pytest.FixtureRequest) -> Iterator[OneHost]:
+@contextmanager
+def ready(request: pytest.FixtureRequest) -> Iterator[OneHost]:
+    """A host with functions to pass through and a VM."""
     with one_host(request, "12", memory=1792, iommu=True, functions=FUNCTIONS) as made:
         made.vmcoal("boot", VM, *BOOT, "--gpu-window", "32M")
         yield made
+
+
+@pytest.fixture(scope="module")
+def hosts(request: pytest.FixtureRequest) -> Iterator[Callable[[], OneHost]]:
+    with lasting(lambda: ready(request)) as give:
+        yield give
+
+
+@pytest.fixture
+def host(hosts: Callable[[], OneHost]) -> OneHost:
+    return hosts()
 
 
 @pytest.fixture(autouse=True)
