@@ -1,4 +1,4 @@
-"""Several things at once, of which all or none are wanted."""
+"""Several things at once, of which all or none are wanted, and things that are not broken off."""
 
 from __future__ import annotations
 
@@ -22,3 +22,13 @@ async def together(*works: Coroutine[Any, Any, T]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def unbroken(work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work`` to its end and return its result. A caller that is cancelled meanwhile is so after it."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise

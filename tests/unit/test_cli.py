@@ -541,6 +541,17 @@ def test_delete_takes_nothing_away_before_the_answer(monkeypatch: pytest.MonkeyP
     assert cleaned == [left]
 
 
+def test_a_shutdown_of_what_ended_by_itself_succeeds() -> None:
+    failed = make_vm("web")
+    assert vmcoal("shutdown", "web").code == 3
+    failed.exits.write_text("2026-01-01T00:00:00Z qemu 77 signaled 9\n")
+    done = vmcoal("shutdown", "web")
+    assert (done.code, done.out) == (0, "VM web had ended by itself already\n")
+    plan = msgspec.json.decode(vmcoal("shutdown", "web", "--dry-run", "-o", "json").out, type=Plan)
+    assert plan.steps == ()
+    assert msgspec.json.decode(vmcoal("shutdown", "web", "-o", "json").out, type=ShutdownResult).how == "ended"
+
+
 def test_logs(web: layout.VmFolders) -> None:
     web.console_log.write_text("two\nthree\n")
     web.console_log.with_name("console.log.1").write_text("one\n")

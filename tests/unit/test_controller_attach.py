@@ -364,6 +364,49 @@ async def test_a_guest_has_the_whole_deadline_to_let_go_of_vcpus(
     assert all(300.0 < deadline <= 1000.0 for deadline in given)
 
 
+async def leave_by_itself(world: FakeVm) -> None:
+    """Let the guest let go of everything, as one that answers a detach after its deadline."""
+    for name in list(world.qemu.devices):
+        world.qemu._gone(name)
+
+
+@pytest.mark.parametrize("request_", [BOTH, GRANULAR], ids=["dimm", "granular"])
+async def test_what_left_after_a_detach_gave_up_can_be_given_back(tmp_path: Path, request_: AttachRequest) -> None:
+    with fake_vm(tmp_path, CpuMode.HOTPLUG) as world:
+        vm = world.controller()
+        await attached(world, vm, request_)
+        await leave_by_itself(world)
+        result = await detached(world, vm)
+        assert (result.cpus_removed, result.memory_removed) == (request_.cpus, 256 * MIB)
+        assert world.leftovers() == []
+        assert len(vm.book) == 0
+
+
+async def test_cancelling_a_detach_does_not_end_its_giving_back_half_way(world: FakeVm) -> None:
+    vm = world.controller()
+    await attached(world, vm)
+    held = world.qemu.hold("object-del")
+    task = asyncio.create_task(detach(vm, ALL, world.report))
+    await held.reached.wait()
+    blow, reached, go = world.fuse.blow, asyncio.Event(), asyncio.Event()
+
+    async def hold(what: str) -> None:
+        if what == "release":
+            reached.set()
+            await go.wait()
+        await blow(what)
+
+    world.fuse.blow = hold  # type: ignore[method-assign]
+    held.release()
+    await reached.wait()
+    task.cancel()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert world.leftovers() == []
+    assert len(vm.book) == 0
+
+
 async def test_cancelling_an_attach_undoes_it(world: FakeVm) -> None:
     vm = world.controller()
     held = world.qemu.hold("device_add")

@@ -12,11 +12,13 @@ import pytest
 from framework.fake_vm import FakeKeeper, FakeSession, FakeVm, fake_vm
 from vmcoal.controller.attach import attach
 from vmcoal.controller.daemon import Controller
+from vmcoal.controller.guard import Guard
 from vmcoal.controller.guest import GuestKeeper
-from vmcoal.errors import UnreachableError
+from vmcoal.errors import DeadlineError, ExecutionError, RefusedError, UnreachableError
 from vmcoal.fabric.messages import Revoke
 from vmcoal.model.attachment import AttachRequest
 from vmcoal.model.lease import LeaseState
+from vmcoal_qmp import QmpTimeoutError
 
 pytestmark = pytest.mark.unit
 
@@ -102,3 +104,71 @@ class FloodsAgent:
 
     async def close(self) -> None:
         pass
+
+
+async def test_heartbeats_go_on_after_a_disk_that_was_full(world: FakeVm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmcoal.controller.keeper._RETRY_FIRST", 0.0)
+    vm = world.controller()
+    await attach(vm, AttachRequest(cpus=1, deadline=10.0), world.report)
+    full, renewed = ["first", "second"], asyncio.Event()
+
+    class Renews(FakeSession):
+        async def renew(self, leases: Any) -> Any:
+            if full:
+                raise UnreachableError("the link is cut")
+            renewed.set()
+            return await super().renew(leases)
+
+    class Keeps(FakeKeeper):
+        async def session(self, lender: str, *, deadline: float = 10.0) -> Any:
+            return Renews(self._lenders[lender], self._vm, self._fuse)
+
+    def put(loan: Any) -> None:
+        if full:
+            raise ExecutionError(f"cannot write the journal: disk full, the {full.pop(0)} time")
+
+    monkeypatch.setattr(vm.book, "put", put)
+    task = asyncio.create_task(Keeps("web", vm.book, world.lenders, world.fuse)._keep("attic"))
+    async with asyncio.timeout(60):
+        await renewed.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_monitor_that_does_not_answer_is_asked_again(world: FakeVm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vmcoal.controller.guest._RETRY", 0.0)
+    vm = world.controller()
+    asked: list[float] = []
+
+    class Launcher:
+        async def adopt(self, spec: Any, *, deadline: float) -> None:
+            asked.append(deadline)
+            if len(asked) < 3:
+                raise DeadlineError("QEMU does not answer")
+
+    vm.launcher = Launcher()  # type: ignore[assignment]
+    world.qemu.disconnect()
+    async with asyncio.timeout(60):
+        await GuestKeeper(vm, asyncio.Event()).watch_qemu()
+    assert (len(asked), vm.monitor) == (3, None)
+
+
+async def test_the_guard_outlives_a_qemu_that_does_not_stop(world: FakeVm, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = world.controller()
+    looks: list[Exception] = [QmpTimeoutError("stop", 30.0), ValueError("a defect"), RefusedError("no")]
+    guard, over = Guard(vm), asyncio.Event()
+
+    async def look() -> None:
+        if not looks:
+            over.set()
+            return
+        guard.kick()
+        raise looks.pop(0)
+
+    monkeypatch.setattr(guard, "look", look)
+    guard.kick()
+    task = asyncio.create_task(guard.run())
+    async with asyncio.timeout(60):
+        await over.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

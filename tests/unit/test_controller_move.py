@@ -29,6 +29,7 @@ from vmcoal.errors import (
     UsageError,
     VmcoalError,
 )
+from vmcoal.lending.entry import Capacity
 from vmcoal.model.attachment import AttachmentState, AttachRequest, DetachRequest, MemoryStyle, Plan
 from vmcoal.model.guest import Room
 from vmcoal.model.lease import LeaseState
@@ -263,6 +264,30 @@ async def test_a_lender_that_cannot_be_left_is_said(paged: Moved, monkeypatch: p
     with pytest.raises(ExecutionError, match="cannot leave attic in time") as caught:
         await drained(paged, room=False)
     assert "lost then" in (caught.value.left or "")
+
+
+async def test_memory_moves_also_where_the_guests_agent_dies_of_the_drain(paged: Moved) -> None:
+    vm = await paged.ready("attic")
+    assert vm.agent is not None
+    vm.agent.fail["memory_set"] = UnreachableError("the guest's agent hung up")  # type: ignore[attr-defined]
+    assert "at cellar now" in (await leave(vm, "attic", 5.0, paged.world.report))[0]
+    assert paged.at(vm) == "cellar"
+
+
+async def test_what_can_move_does_though_something_before_it_cannot(paged: Moved) -> None:
+    vm = await paged.ready("attic", msgspec.structs.replace(MEMORY, memory=512 * MIB))
+    await attach(vm, msgspec.structs.replace(MEMORY, memory=128 * MIB), paged.world.report)
+    paged.world.lenders["cellar"].book.capacity = Capacity(0, 256 * MIB)
+    paged.world.guest.room = Room(fits=False, needed=200 * MIB, available=100 * MIB)
+
+    def full(away: int) -> None:
+        raise RefusedError("no room")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vmcoal.controller.leave.check_home_room", full)
+        with pytest.raises(ExecutionError, match=r"512 MiB of .* cannot leave attic in time"):
+            await leave(vm, "attic", 5.0, paged.world.report)
+    assert {loan.size >> 20: loan.lease.lender for loan in vm.book} == {512: "attic", 128: "cellar"}
 
 
 async def test_what_another_place_has_is_given_up_at_once(paged: Moved) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from vmcoal.controller.journal import Journal
 from vmcoal.controller.transaction import Transaction, Undoing, transaction
-from vmcoal.errors import DeadlineError, InternalError, RefusedError, UnreachableError
+from vmcoal.errors import DeadlineError, ExecutionError, InternalError, RefusedError, UnreachableError
 
 pytestmark = pytest.mark.unit
 
@@ -234,3 +234,59 @@ async def test_what_is_undone_in_time_is_undone_before_the_error(journal: Journa
             await world.do(trans, "ab")
             raise RefusedError("no")
     assert (caught.value.left, world.undone, undoing.text) == (None, ["b", "a"], None)
+
+
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch, journal: Journal, *kinds: str) -> None:
+    """Let the journal refuse to write events of ``kinds`` from now on."""
+    append = journal._append
+
+    def full(op: int, kind: str, name: str, data: Any) -> None:
+        if kind in kinds:
+            raise ExecutionError("cannot write the journal: disk full")
+        append(op, kind, name, data)
+
+    monkeypatch.setattr(journal, "_append", full)
+
+
+async def test_a_full_disk_keeps_nothing_from_being_undone(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    fill_the_disk(monkeypatch, journal, "undone", "end")
+    with pytest.raises(RefusedError, match="no"):
+        await run(journal, world, "abc", error=RefusedError("no"))
+    assert world.undone == ["c", "b", "a"]
+
+
+async def test_an_operation_whose_end_cannot_be_written_is_undone(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next controller would undo it, and the command says that it failed."""
+    world = World()
+    fill_the_disk(monkeypatch, journal, "end")
+    with pytest.raises(ExecutionError, match="disk full"):
+        await run(journal, world, "abc")
+    assert world.undone == ["c", "b", "a"]
+
+
+async def test_the_undo_of_what_is_cancelled_twice_is_waited_for(journal: Journal, slow: World) -> None:
+    undoing, begun = Undoing(journal), asyncio.Event()
+
+    async def attach() -> None:
+        async with transaction(
+            journal, slow.undos(), "attach", {}, steps=2, deadline=60.0, report=slow.report, undoing=undoing
+        ) as trans:
+            await slow.do(trans, "abc")
+            begun.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(attach())
+    await begun.wait()
+    task.cancel()
+    while undoing.text is None:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert undoing.text == "undo of attach"
+    slow.waits["b"].set()
+    await undoing.over()
+    assert slow.undone == ["c", "b", "a"]

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from vmcoal.errors import RefusedError
-from vmcoal.together import together
+from vmcoal.together import together, unbroken
 
 pytestmark = pytest.mark.unit
 
@@ -61,3 +61,34 @@ async def test_cancelling_ends_all() -> None:
 
 async def _both(log: list[str]) -> list[int]:
     return await together(never(log), never(log))
+
+
+async def test_what_is_not_broken_off_ends_before_its_cancelled_caller() -> None:
+    go, ended = asyncio.Event(), []
+
+    async def work() -> None:
+        await go.wait()
+        ended.append("work")
+
+    async def caller() -> None:
+        try:
+            await unbroken(work())
+        finally:
+            ended.append("caller")
+
+    task = asyncio.create_task(caller())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    assert ended == []
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == ["work", "caller"]
+    assert await unbroken(soon(3)) == 3
+    with pytest.raises(RefusedError):
+        await unbroken(refused())
+
+
+async def refused() -> None:
+    raise RefusedError("no")

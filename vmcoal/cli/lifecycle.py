@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections import deque
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -23,10 +24,19 @@ from vmcoal.cli.params import (
     vm_argument,
     yes_option,
 )
-from vmcoal.cli.vm import clean, controller_lives, holder_lives, left_behind, vm_steps
+from vmcoal.cli.vm import clean, controller_lives, holder_lives, left_behind, offline_status, vm_steps
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
-from vmcoal.errors import ConflictError, NotFoundError, UsageError, VmcoalError
+from vmcoal.errors import (
+    ConflictError,
+    NotFoundError,
+    PrerequisiteError,
+    UnreachableError,
+    UsageError,
+    VmcoalError,
+)
 from vmcoal.model.attachment import Plan
+
+T = TypeVar("T")
 
 _LOGS = ("console", "qemu", "controller", "qmp", "pager")
 
@@ -50,9 +60,9 @@ def shutdown(vm: str | None, force: bool, deadline: float, dry_run: bool, form: 
     request = ShutdownRequest(deadline=deadline, force=force, dry_run=dry_run)
     left = None if holder_lives(name) or controller_lives(name) else left_behind(name)
     if dry_run:
-        print_plan(left.plan() if left else vm_steps(name, "shutdown", request, result=Plan), form)
+        print_plan(left.plan() if left else _ask(name, request, Plan), form)
         return
-    result = clean(left) if left else vm_steps(name, "shutdown", request, result=ShutdownResult)
+    result = clean(left) if left else _ask(name, request, ShutdownResult)
     for text in result.notes:
         note(f"note: {text}")
     if form == "json":
@@ -63,9 +73,27 @@ def shutdown(vm: str | None, force: bool, deadline: float, dry_run: bool, form: 
         "agent": "was powered off by its agent",
         "forced": "was ended by force",
         "killed": "had been killed already",
+        "ended": "had ended by itself already",
     }
     gave = f"; {counted(len(result.released), 'lease')} given back" if result.released else ""
     click.echo(f"VM {name} {how.get(result.how, result.how)}{gave}")
+
+
+def _ask(name: str, request: ShutdownRequest, result: type[T]) -> T:
+    """Have a VM's controller shut it down; one whose QEMU failed has no controller any more, and nothing to give back.
+
+    Raises `PrerequisiteError` for one that ended in order.
+    """
+    try:
+        return vm_steps(name, "shutdown", request, result=result)
+    except (PrerequisiteError, UnreachableError):
+        if holder_lives(name) or left_behind(name) is not None or offline_status(name).state != "failed":
+            raise
+    from vmcoal.controller.leftovers import ended_already
+
+    done = ended_already(name, request, [], [])
+    assert isinstance(done, result)
+    return done
 
 
 @click.command(cls=Command, example="vmcoal delete web --yes")

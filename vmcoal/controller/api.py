@@ -167,7 +167,8 @@ class ShutdownRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class ShutdownResult(msgspec.Struct, frozen=True, kw_only=True):
-    """How it ended: ``how`` guest | agent | forced, or killed, if it had ended before; ``notes`` for people."""
+    """How it ended: ``how`` guest | agent | forced; ended, if QEMU had ended by itself; killed, if its holder
+    had, too; ``notes`` for people."""
 
     how: str
     exit_code: int | None

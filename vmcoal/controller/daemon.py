@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ from vmcoal.controller.detach import detach
 from vmcoal.controller.guard import Guard
 from vmcoal.controller.guest import GuestKeeper
 from vmcoal.controller.leave import leave
+from vmcoal.controller.leftovers import ended_already
 from vmcoal.controller.loans import Loan, moved
 from vmcoal.controller.move import move
 from vmcoal.controller.reconcile import reconcile
@@ -42,7 +44,7 @@ from vmcoal.errors import UnreachableError, VmcoalError
 from vmcoal.fabric.messages import Granted, Revoke
 from vmcoal.holding.client import ExitEvent, Holder
 from vmcoal.layout import VmFolders
-from vmcoal.model.attachment import AttachmentState, AttachRequest, DetachRequest, Plan
+from vmcoal.model.attachment import AttachRequest, DetachRequest, Plan
 from vmcoal.model.lease import IllegalTransitionError, LeaseEvent
 from vmcoal.model.machine import MachineSpec
 from vmcoal.model.status import VmStatus
@@ -51,6 +53,9 @@ log = logging.getLogger(__name__)
 
 _HOLDER = 30.0
 _TELL_DEADLINE = 2.0
+_AT_ONCE = 0.1
+"""Seconds for which an operation may have waited for its turn without that being taken from its deadline."""
+_GIVE_BACK = 60.0
 
 
 class Controller:
@@ -65,6 +70,9 @@ class Controller:
         self._failure: VmcoalError | None = None
         self._ready: dict[str, asyncio.Event] = {"qemu": asyncio.Event(), "agent": asyncio.Event()}
         self._ended = asyncio.Event()
+        self._ending = False
+        """Whether QEMU ended by itself."""
+        self._given_back: tuple[list[str], list[str]] = [], []
         self._stop = asyncio.Event()
         self._told = asyncio.Event()
         """Whoever started the controller knows why it failed."""
@@ -229,29 +237,11 @@ class Controller:
                 "%s ended (%s %s)%s", event.id, event.state, event.code, ", restarting" if event.restarting else ""
             )
             lease, _, what = event.id.rpartition(".")
-            check = self._check_gpu if what == "gpu" else self._check_region
-            self._spawn(check(lease), f"check of {event.id}")
+            check = gpu.check_way if what == "gpu" else lifecycle.check_region
+            self._spawn(check(self.vm, lease), f"check of {event.id}")
             self._guard.kick()
             if event.id == PAGER and event.restarting:
                 self._spawn(restore(self.vm), "what the next pager has to know")
-
-    async def _check_region(self, lease: str) -> None:
-        """Say what became of the memory of a lease after a process behind it ended."""
-        loan = self.vm.book.get(lease)
-        if loan is None or not loan.is_memory or self.vm.state != "running" or self.vm.operation is not None:
-            return
-        problem = await self.vm.engine.health(lease)
-        loan = self.vm.book.get(lease)
-        if problem is not None and loan is not None:
-            self.vm.book.put(msgspec.structs.replace(loan, problem=problem, state=AttachmentState.DEGRADED))
-
-    async def _check_gpu(self, lease: str) -> None:
-        """Take a GPU out whose way to its lender ended by itself."""
-        vm = self.vm
-        async with vm.queued_turn("take out a lost GPU"):
-            loan = vm.book.get(lease)
-            if loan is not None and vm.state == "running":
-                await gpu.settle(vm, loan)
 
     async def _holder_ended(self) -> None:
         await self.vm.holder.wait_lost()
@@ -262,7 +252,7 @@ class Controller:
         vm = self.vm
         if vm.state != "running":
             return
-        vm.state = "ending"
+        vm.state, self._ending = "ending", True
         status = await vm.launcher.exit_status()
         if status is None or status.get("with_holder"):
             failure = lifecycle.holder_lost(vm)
@@ -274,7 +264,7 @@ class Controller:
             self._failure = failure
         vm.state = "stopped" if clean else "failed"
         vm.monitor = None
-        await lifecycle.clean_up(vm)
+        self._given_back = await lifecycle.clean_up(vm)
         await lifecycle.end_holder(vm)
         for event in self._ready.values():
             event.set()
@@ -316,11 +306,14 @@ class Controller:
     def _operation(self, name: str, kind: type[Any], run: Callable[..., Awaitable[Any]]) -> Handler:
         async def handler(params: dict[str, Any], client: Client) -> Any:
             request = msgspec.convert(params, kind)
-            vm = self.vm
+            vm, began = self.vm, time.monotonic()
             if getattr(request, "dry_run", False):
                 return await run(vm, request, client.report)
             try:
-                async with vm.turn(name):
+                async with vm.turn(name, deadline=request.deadline):
+                    waited = time.monotonic() - began
+                    if waited > _AT_ONCE:
+                        request = msgspec.structs.replace(request, deadline=max(_AT_ONCE, request.deadline - waited))
                     result = await run(vm, request, client.report)
             except VmcoalError as error:
                 vm.metrics.operation(name, type(error).__name__)
@@ -371,14 +364,18 @@ class Controller:
 
     async def _shutdown(self, params: dict[str, Any], client: Client) -> ShutdownResult | Plan:
         request = msgspec.convert(params, ShutdownRequest)
+        if self._ending:
+            await lifecycle.wait_for(
+                self._ended, _GIVE_BACK, "not everything was given back", f"vmcoal logs {self._spec.name} controller"
+            )
+            return ended_already(self._spec.name, request, *self._given_back)
         vm = self.vm
         if request.dry_run:
             return lifecycle.plan_power_off(vm, request)
         if request.force:
             result = await lifecycle.power_off(vm, request, client.report)
         else:
-            await vm.undoing.give_up()
-            async with vm.turn("shutdown"):
+            async with vm.turn("shutdown", give_up=True):
                 result = await lifecycle.power_off(vm, request, client.report)
         await lifecycle.end_holder(vm)
         asyncio.get_running_loop().call_soon(self._ended.set)

@@ -33,6 +33,7 @@ from vmcoal.model.guest import MemorySpan
 from vmcoal.model.lease import LeaseEvent, answered
 from vmcoal.model.machine import CpuMode
 from vmcoal.model.units import format_duration, format_size
+from vmcoal.together import unbroken
 
 log = logging.getLogger(__name__)
 
@@ -169,11 +170,18 @@ async def _leave(
     vm.metrics.unplugged(kind, "ok", time.monotonic() - started)
     for name, value in trans.seconds.items():
         seconds[name] = seconds.get(name, 0.0) + value
-    last = min(5.0, max(_LAST, ends - time.monotonic()))
+    # There is no way back from here: a caller that goes away does not end it half way.
+    notes.extend(await unbroken(_release(vm, party, min(5.0, max(_LAST, ends - time.monotonic())), deaf)))
+
+
+async def _release(vm: Vm, party: list[Leaving], deadline: float, deaf: dict[str, str]) -> list[str]:
+    """Give back what has left the guest; return notes for people."""
+    notes: list[str] = []
     for one in party:
         left = vm.book.get(one.loan.id)
         if one.whole and left is not None and left.state is not AttachmentState.PARKED:
-            notes.extend(await give_back(vm, left, deadline=last, deaf=deaf))
+            notes += await give_back(vm, left, deadline=deadline, deaf=deaf)
+    return notes
 
 
 async def _tell(vm: Vm, loan: Loan, deaf: dict[str, str], deadline: float) -> None:
@@ -192,6 +200,12 @@ async def _tell(vm: Vm, loan: Loan, deaf: dict[str, str], deadline: float) -> No
 
 async def _cpus_leave(vm: Vm, loans: list[Loan], trans: Transaction, notes: list[str], deadline: float) -> None:
     clock = Clock(deadline)
+    if vm.spec.cpu_mode is CpuMode.HOTPLUG:
+        # The guest may have let go of one after a detach had given up waiting for it.
+        there = {node: await cpu.plugged_cores(vm.qmp, node) for node in {loan.node for loan in loans}}
+        loans = [loan for loan in loans if loan.core in there[loan.node]]
+        if not loans:
+            return
     by_node: dict[int, list[Loan]] = {}
     for loan in loans:
         by_node.setdefault(loan.node, []).append(loan)
@@ -234,8 +248,10 @@ async def _gpu_leaves(vm: Vm, loan: Loan, trans: Transaction, deadline: float) -
 async def _dimm_leaves(vm: Vm, item: Leaving, trans: Transaction, deadline: float) -> None:
     loan = item.loan
     trans.say(f"drain {format_size(loan.size)} of node {loan.node}")
-    dimm = await memory.find_dimm(vm.qmp, loan.device)
-    if vm.agent is not None:
+    # It may have left after a detach had given up waiting for it; its backend is there still.
+    here = await memory.has_device(vm.qmp, loan.device)
+    if here and vm.agent is not None:
+        dimm = await memory.find_dimm(vm.qmp, loan.device)
         span = MemorySpan(dimm.addr, dimm.size)
         room = await vm.agent.room(span, deadline=30.0)
         if not room.fits:
@@ -271,6 +287,9 @@ async def _granular_leaves(vm: Vm, item: Leaving, trans: Transaction, notes: lis
     loan = item.loan
     rest = loan.size - item.size
     trans.say(f"shrink node {loan.node} to {format_size(rest)}")
+    if item.whole and not await memory.has_device(vm.qmp, loan.device):
+        await virtio_mem.unplug(vm.qmp, loan.device, loan.backend, deadline=15.0)
+        return
     async with contextlib.AsyncExitStack() as stack:
         pulled = await stack.enter_async_context(pulling(vm, loan, trans)) if item.whole else lambda: ""
 

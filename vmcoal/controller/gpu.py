@@ -269,6 +269,14 @@ async def settle(vm: Vm, loan: Loan) -> bool:
     return False
 
 
+async def check_way(vm: Vm, lease: str) -> None:
+    """Take a GPU out whose way to its lender ended by itself, as soon as no operation is under way."""
+    async with vm.queued_turn("take out a lost GPU"):
+        loan = vm.book.get(lease)
+        if loan is not None and vm.state == "running":
+            await settle(vm, loan)
+
+
 def forget_lost(vm: Vm, lender: str) -> None:
     """Forget the lost GPUs of a lender that lends another one now."""
     for loan in vm.book.of(lender, ResourceKind.GPU):

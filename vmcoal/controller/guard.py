@@ -21,6 +21,7 @@ from vmcoal.controller.transaction import transaction
 from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm
 from vmcoal.errors import VmcoalError
+from vmcoal.machine.qmp_errors import translated
 from vmcoal.model.attachment import AttachmentState
 from vmcoal.model.lease import LeaseState
 from vmcoal.model.paging import HOME, Compression, LossPolicy, PagedRegion
@@ -65,6 +66,8 @@ class Guard:
                     await self.look()
                 except VmcoalError as error:
                     log.warning("paged memory cannot be looked after: %s", error)
+                except Exception:  # a defect in one look must not be the end of all
+                    log.exception("paged memory cannot be looked after")
 
     async def look(self) -> None:
         """Look once, and do what has to be done."""
@@ -168,10 +171,12 @@ class Guard:
         if waiting and not (held and self._sure):
             vm.journal.put(PAUSED, {"at": time.time()})
             log.error("the VM is paused: it touched memory of %s that nobody gives now", waiting[0].lease.lender)
-            await vm.qmp.execute("stop", deadline=_STOP)
+            with translated("stop the guest"):
+                await vm.qmp.execute("stop", deadline=_STOP)
             self._sure = True
         elif held and not waiting:
-            await vm.qmp.execute("cont", deadline=_STOP)
+            with translated("let the guest go on"):
+                await vm.qmp.execute("cont", deadline=_STOP)
             vm.journal.drop(PAUSED)
             log.info("the VM goes on: its memory is back")
 

@@ -94,7 +94,11 @@ class GuestKeeper:
                             await self.drop_agent()
             except QmpDisconnectedError:
                 log.warning("the connection to QEMU's monitor broke")
-            vm.monitor = await vm.launcher.adopt(vm.spec, deadline=_ADOPT_DEADLINE)
+            try:
+                vm.monitor = await vm.launcher.adopt(vm.spec, deadline=_ADOPT_DEADLINE)
+            except VmcoalError as error:  # it hangs, or another program has its monitor
+                log.warning("QEMU's monitor: %s", error)
+                await asyncio.sleep(_RETRY)
 
     async def _park_unlent(self, agent: Agent) -> None:
         """Take vCPUs offline that are present and not lent: those present from boot, and after a guest's reboot those

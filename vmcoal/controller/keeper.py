@@ -16,7 +16,15 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from vmcoal.controller.loans import Loan, LoanBook, link_changed
-from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UnreachableError, UsageError, VmcoalError
+from vmcoal.errors import (
+    ConflictError,
+    ExecutionError,
+    NotFoundError,
+    RefusedError,
+    UnreachableError,
+    UsageError,
+    VmcoalError,
+)
 from vmcoal.fabric.identity import LenderRecord, borrower_identity, lender_store
 from vmcoal.fabric.messages import Granted, Notice, Revoke
 from vmcoal.fabric.session import LenderSession
@@ -146,8 +154,13 @@ class Keeper:
                 retry = _RETRY_FIRST
                 await self._beat(lender, session)
                 await asyncio.sleep(_RETRY_FIRST)  # else a lender that ends each session at once keeps this busy
-            except (VmcoalError, OSError) as error:
-                self._lost(lender, error)
+            except Exception as error:
+                if not isinstance(error, VmcoalError | OSError):
+                    log.exception("lender %s", lender)
+                try:
+                    self._lost(lender, error)
+                except ExecutionError as full:  # the journal's disk; heartbeats are to go on when it has room again
+                    log.error("%s", full)
                 await self._hang_up(lender)
                 await asyncio.sleep(retry)
                 retry = min(retry * 2, _RETRY_MAX)

@@ -17,7 +17,7 @@ from vmcoal.controller.move import move_one
 from vmcoal.controller.places import check_home_room, find_spare, give_up, region_of
 from vmcoal.controller.transaction import Progress
 from vmcoal.controller.vm import Vm
-from vmcoal.errors import ConflictError, DeadlineError, ExecutionError, RefusedError, VmcoalError
+from vmcoal.errors import DeadlineError, ExecutionError, RefusedError, VmcoalError
 from vmcoal.model.attachment import DetachRequest
 from vmcoal.model.lease import ResourceKind
 from vmcoal.model.paging import HOME
@@ -39,8 +39,11 @@ async def leave(vm: Vm, lender: str, deadline: float, report: Progress) -> list[
     told: list[str] = []
     paged = vm.engine.traits.pages
     for loan in [x for x in vm.book.of(lender, ResourceKind.MEMORY) if paged]:
-        if await _elsewhere(vm, loan):
-            told += [f"{loan.device} is read from its other place", *await give_up(vm, loan)]
+        try:
+            if await _elsewhere(vm, loan):
+                told += [f"{loan.device} is read from its other place", *await give_up(vm, loan)]
+        except VmcoalError as error:  # it has to leave like the rest
+            log.warning("%s cannot be read from its other place: %s", loan.device, error)
     if not vm.book.of(lender):
         return told
     could_move = paged and bool(vm.book.of(lender, ResourceKind.MEMORY))
@@ -49,14 +52,23 @@ async def leave(vm: Vm, lender: str, deadline: float, report: Progress) -> list[
     try:
         await detach(vm, request, report)
         return [*told, f"everything from {lender} left the guest"]
-    except (RefusedError, DeadlineError, ConflictError, ExecutionError) as error:
+    except VmcoalError as error:  # also an agent that died of it: what cannot leave the guest can still move
         if not could_move:
             raise
         log.warning("%s cannot leave the guest: %s", lender, error)
         why: VmcoalError = error
     await vm.undoing.over()
-    for loan in vm.book.of(lender, ResourceKind.MEMORY):
-        told.append(await _move(vm, loan, max(1.0, ends - time.monotonic()), report, why))
+    stuck: list[VmcoalError] = []
+    memory = vm.book.of(lender, ResourceKind.MEMORY)
+    for number, loan in enumerate(memory):
+        share = max(1.0, ends - time.monotonic()) / (len(memory) - number)
+        try:
+            told.append(await _move(vm, loan, share, report, why))
+        except VmcoalError as error:
+            log.warning("%s", error)
+            stuck.append(error)
+    if stuck:
+        raise stuck[0]
     if rest := vm.book.of(lender):
         raise DeadlineError(f"{len(rest)} vCPUs of {lender} could not leave the guest", hint=why.hint)
     return told

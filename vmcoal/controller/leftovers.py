@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from vmcoal.controller.api import ShutdownRequest, ShutdownResult
 from vmcoal.controller.journal import read_items
 from vmcoal.controller.loans import LOAN, Loan, amounts
 from vmcoal.errors import PrerequisiteError
@@ -68,3 +69,10 @@ def leftovers(folders: VmFolders) -> Leftovers | None:
         ) from error
     killed = folders.holder_socket.exists()  # whoever ends in order takes it away
     return Leftovers(folders.state.name, killed, loans) if killed or loans else None
+
+
+def ended_already(name: str, request: ShutdownRequest, released: list[str], notes: list[str]) -> ShutdownResult | Plan:
+    """Return what a shutdown says of a VM whose QEMU ended by itself, and whose controller gave back what it had."""
+    if request.dry_run:
+        return Plan("shutdown", f"{name} has ended already, and has nothing left to give back", ())
+    return ShutdownResult(how="ended", exit_code=None, released=tuple(released), notes=tuple(notes))

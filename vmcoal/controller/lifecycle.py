@@ -180,6 +180,17 @@ async def clean_up(vm: Vm) -> tuple[list[str], list[str]]:
     return released, notes
 
 
+async def check_region(vm: Vm, lease: str) -> None:
+    """Say what became of the memory of a lease after a process behind it ended."""
+    loan = vm.book.get(lease)
+    if loan is None or not loan.is_memory or vm.state != "running" or vm.operation is not None:
+        return
+    problem = await vm.engine.health(lease)
+    loan = vm.book.get(lease)
+    if problem is not None and loan is not None:
+        vm.book.put(msgspec.structs.replace(loan, problem=problem, state=AttachmentState.DEGRADED))
+
+
 async def end_holder(vm: Vm) -> None:
     """End the holder with whatever still runs under it; it ends by itself when QEMU does."""
     with contextlib.suppress(VmcoalError, OSError):

@@ -7,7 +7,6 @@ transaction ended the new place is taken away again, after it the old one.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass
 
@@ -40,6 +39,7 @@ from vmcoal.model.units import format_size
 from vmcoal.policy.admission import admit
 from vmcoal.policy.distance import link_distance
 from vmcoal.policy.paging import only_at
+from vmcoal.together import unbroken
 
 _STEPS = 2
 """Numbered steps for each device."""
@@ -175,7 +175,7 @@ async def move_one(
         vm.granted.clear()
     # There is no way back from here: a caller that goes away does not end it half way.
     try:
-        notes = await asyncio.shield(_arrived(vm, loan, copy))
+        notes = await unbroken(_arrived(vm, loan, copy))
         if loan.lease.lender == HOME:
             trans.say(f"let the pages of {loan.device} go to {target}")
             await wait_until(vm, loan.region, lambda seen: missing_at(seen, copy.number), trans)

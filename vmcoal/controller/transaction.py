@@ -85,7 +85,8 @@ class Transaction:
     async def roll_back(self) -> list[str]:
         """Undo what was begun, newest first, and end the operation; returns what could not be undone."""
         left = await undo_steps(self._journal, self._undos, self._op, self._begun)
-        self._journal.end(self._op, "failed" if left else "undone")
+        with _noted_if_possible():
+            self._journal.end(self._op, "failed" if left else "undone")
         return left
 
     @property
@@ -129,12 +130,26 @@ class Undoing:
         operations = [op for _, op in self._under_way.values()]
         await self.stop()
         for op in operations:
-            self._journal.end(op, "failed")
+            with _noted_if_possible():
+                self._journal.end(op, "failed")
 
     def _over(self, undo: asyncio.Task[list[str]]) -> None:
         kind, _ = self._under_way.pop(undo)
-        if not undo.cancelled() and undo.exception() is None:
+        if undo.cancelled():
+            log.info("the undo of %s was broken off", kind)
+        elif (error := undo.exception()) is not None:
+            log.error("the undo of %s failed", kind, exc_info=error)
+        else:
             log.info("the undo of %s is over%s", kind, "".join(f"; {line}" for line in undo.result()))
+
+
+@contextmanager
+def _noted_if_possible() -> Iterator[None]:
+    """Go on where the journal cannot be written, as on a full disk: what is undone twice is undone all the same."""
+    try:
+        yield
+    except ExecutionError as error:
+        log.error("%s", error)
 
 
 async def undo_steps(journal: Journal, undos: dict[str, Undo], op: int, steps: list[OpenStep]) -> list[str]:
@@ -154,7 +169,8 @@ async def undo_steps(journal: Journal, undos: dict[str, Undo], op: int, steps: l
             log.exception("cannot undo %s", step.name)
             left.append(f"{step.name}: {error!r}")
         else:
-            journal.undone(op, step.name)
+            with _noted_if_possible():
+                journal.undone(op, step.name)
         finally:
             steps.pop()
     return left
@@ -186,13 +202,15 @@ async def transaction(
     try:
         async with asyncio.timeout(deadline):
             yield trans
+        journal.end(op, "ok")
     except BaseException as error:
         failure = _explained(error, kind, asked or deadline, trans)
         undo = asyncio.create_task(trans.roll_back(), name=f"undo of {kind}")
+        if undoing is not None:
+            undoing.keep(undo, kind, op)
         if undoing is None or failure is None:
             left = await asyncio.shield(undo)
         else:
-            undoing.keep(undo, kind, op)
             await asyncio.wait({undo}, timeout=max(0.0, ends - time.monotonic()) + GRACE)
             left = undo.result() if undo.done() else [_goes_on(trans)]
         if left and failure is not None:
@@ -200,7 +218,6 @@ async def transaction(
         if failure is None or failure is error:
             raise
         raise failure from error
-    journal.end(op, "ok")
 
 
 def _goes_on(trans: Transaction) -> str:

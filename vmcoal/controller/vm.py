@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -15,7 +15,7 @@ from vmcoal.controller.journal import Journal
 from vmcoal.controller.keeper import Keeper
 from vmcoal.controller.loans import LoanBook
 from vmcoal.controller.transaction import Undoing
-from vmcoal.errors import ConflictError, UnreachableError
+from vmcoal.errors import ConflictError, DeadlineError, UnreachableError
 from vmcoal.guest.channel import Agent
 from vmcoal.holding.client import Holder
 from vmcoal.host.pci import PciBus
@@ -97,21 +97,37 @@ class Vm:
         return None
 
     @asynccontextmanager
-    async def turn(self, operation: str) -> AsyncIterator[None]:
+    async def turn(
+        self, operation: str, *, deadline: float | None = None, give_up: bool = False
+    ) -> AsyncIterator[None]:
         """Let one operation change the VM at a time; another one is told which is under way, or waits for it if it is a
-        brief one of the controller's own, or the undo of one that failed."""
+        brief one of the controller's own, or the undo of one that failed, which an operation that ends the VM has
+        given up instead.
+
+        Raises `ConflictError`, and `DeadlineError` if its turn has not come within ``deadline`` seconds.
+        """
         if self._turn.locked() and not self._brief:
             raise ConflictError(
                 f"{self.spec.name} is busy: {self.operation}",
                 hint="wait for it, or interrupt the command that began it",
             )
-        async with self._turn:
-            self._operation = operation
+        async with AsyncExitStack() as stack:
             try:
-                await self.undoing.over()
-                yield
-            finally:
-                self._operation = None
+                async with asyncio.timeout(deadline):
+                    await stack.enter_async_context(self._turn)
+                    self._operation = operation
+                    stack.callback(self._over)
+                    await (self.undoing.give_up() if give_up else self.undoing.over())
+            except TimeoutError:
+                raise DeadlineError(
+                    f"{self.spec.name} is busy: {self.operation}",
+                    left="nothing was begun",
+                    hint=f"wait for it: vmcoal status {self.spec.name}; or give a longer --deadline",
+                ) from None
+            yield
+
+    def _over(self) -> None:
+        self._operation, self._brief = None, False
 
     @asynccontextmanager
     async def queued_turn(self, operation: str, *, brief: bool = False) -> AsyncIterator[None]:
@@ -123,4 +139,4 @@ class Vm:
                 await self.undoing.over()
                 yield
             finally:
-                self._operation, self._brief = None, False
+                self._over()
