@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from typing import Literal
+from pathlib import Path
 
 import pytest
 
 from framework.lent import entry, lend
 from framework.paged_scene import SIZE, Scene
-from vmcoal.backends.pager_client import RegionStats, Sample, home, loss, order, sample, unstore
+from vmcoal.backends.pager_client import RegionStats, Sample, home, order, sample, unstore
 from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UnreachableError
 
 pytestmark = [
@@ -184,6 +184,11 @@ async def test_a_sample_that_nobody_waits_for_ends() -> None:
                     await asyncio.sleep(0.01)
 
 
+async def loss(path: Path, region: str, policy: str, *, deadline: float) -> None:
+    """Say what a touch of a lost page of a region gives: it waits (``stall``), or gets SIGBUS (``poison``)."""
+    await order(path, "loss", ("id", region), ("policy", policy), deadline=deadline)
+
+
 FLIPPED = bytes(value ^ 1 for value in range(256))
 
 
@@ -192,7 +197,7 @@ async def test_lost_pages_are_poisoned_and_heal_when_a_store_has_them_again() ->
     async with Scene(request_deadline=5) as scene:
         path, lease = scene.engine.socket, scene.lease
         with pytest.raises(RefusedError):
-            await loss(path, lease, "panic", deadline=5)  # type: ignore[arg-type]
+            await loss(path, lease, "panic", deadline=5)
         await scene.guest.ask("fill 3")
         mend = await scene.spoil(0, lambda data: data.translate(FLIPPED))
         scene.guest.send("probe")
@@ -237,7 +242,7 @@ async def test_lost_pages_are_poisoned_and_heal_when_a_store_has_them_again() ->
 
 
 @pytest.mark.parametrize("policy", ["stall", "poison"])
-async def test_a_store_that_is_given_up(policy: Literal["stall", "poison"]) -> None:
+async def test_a_store_that_is_given_up(policy: str) -> None:
     async with Scene() as scene:
         path, lease = scene.engine.socket, scene.lease
         await loss(path, lease, policy, deadline=5)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from framework.fake_vm import FakeEngine, Fuse
 from vmcoal.backends.base import EngineTraits, MemoryRegion
-from vmcoal.errors import ConflictError, NotFoundError, RefusedError, UnreachableError
+from vmcoal.errors import ConflictError, NotFoundError, UnreachableError
 from vmcoal.model.activity import PagingActivity, StoreActivity
 from vmcoal.model.lease import Lease, MemoryServer
-from vmcoal.model.paging import LossPolicy, PageCopy, PagedRegion
+from vmcoal.model.paging import PageCopy, PagedRegion
 from vmcoal.model.units import MIB
 
 
@@ -34,7 +34,6 @@ class Region:
     waiting: int = 0
     home: bool = False
     compress: bool = False
-    policy: LossPolicy = LossPolicy.STALL
 
 
 class FakePager(FakeEngine):
@@ -77,7 +76,6 @@ class FakePager(FakeEngine):
             waiting=found.waiting,
             home=found.home,
             compress=found.compress,
-            policy=found.policy,
             copies=tuple(
                 PageCopy(number=number, connected=place.connected, behind=place.behind, rate=place.rate)
                 for number, place in sorted(found.places.items())
@@ -98,7 +96,7 @@ class FakePager(FakeEngine):
             found=8,
             hit_ratio=0.8,
             regions={
-                name: PagedRegion(size=one.size, away=one.away, lost=one.lost, waiting=one.waiting, policy=one.policy)
+                name: PagedRegion(size=one.size, away=one.away, lost=one.lost, waiting=one.waiting)
                 for name, one in self.paged.items()
             },
             stores=tuple(
@@ -143,9 +141,3 @@ class FakePager(FakeEngine):
     async def set_compression(self, region: str, on: bool, *, deadline: float = 5.0) -> None:
         await self._fuse.blow("compress")
         self.paged[region].compress = on
-
-    async def set_loss(self, region: str, policy: LossPolicy, *, deadline: float = 5.0) -> None:
-        await self._fuse.blow("loss")
-        if policy.value in self.refuses:
-            raise RefusedError("this kernel cannot poison pages")
-        self.paged[region].policy = policy

@@ -333,9 +333,9 @@ def test_attach_says_where_copies_go(
 ) -> None:
     attached = AttachResult(attachment=ATTACHMENT, cpus_added=0, memory_added=512 * MIB, verified=True)
     fake = controller({"attach": [result(attached)]})
-    assert vmcoal("attach", "web", "--memory", "512M", "--on-loss", "poison", "--compress", "on", *options).code == 0
+    assert vmcoal("attach", "web", "--memory", "512M", "--on-loss", "pause", "--compress", "on", *options).code == 0
     sent = fake.last("attach")
-    assert (sent["replicas"], sent["replica_on"], sent["on_loss"]) == (replicas, place, "poison")
+    assert (sent["replicas"], sent["replica_on"], sent["on_loss"]) == (replicas, place, "pause")
     assert sent["compress"] == "on"
 
 
@@ -612,6 +612,7 @@ BAD = [
     (("attach", "--memroy", "1"), 2, "--memory"),
     (("detach", "a", "b"), 2, "extra argument"),
     (("completion", "csh"), 2, "'csh'"),
+    (("tune", "web", "--on-loss", "poison"), 2, "--on-loss: 'poison' is not one of 'stall', 'pause'"),
 ]
 
 

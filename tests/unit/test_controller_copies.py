@@ -12,12 +12,14 @@ import pytest
 from framework.fake_vm import FakeLender, Killed, fake_vm
 from framework.paged_vm import Paged
 from vmcoal.controller import guard as guards
+from vmcoal.controller import tune as tuning
 from vmcoal.controller.api import MoveRequest, ShutdownRequest, TuneRequest
 from vmcoal.controller.attach import attach
 from vmcoal.controller.detach import detach
 from vmcoal.controller.guard import Guard, held
 from vmcoal.controller.lifecycle import plan_power_off
 from vmcoal.controller.move import move
+from vmcoal.controller.paging import paging
 from vmcoal.controller.reconcile import reconcile
 from vmcoal.controller.status import _troubles
 from vmcoal.controller.tune import restore, tune
@@ -350,47 +352,44 @@ async def test_a_paused_vm_is_let_go_by_another_policy(kvm: Paged) -> None:
     assert status(kvm) == "stop"
     await tune(vm, TuneRequest(on_loss=LossPolicy.STALL), kvm.world.report)
     await guard.look()
-    assert (status(kvm), region.policy) == ("cont", LossPolicy.STALL)
+    assert (status(kvm), {loan.on_loss for loan in vm.book}) == ("cont", {LossPolicy.STALL})
 
 
 async def test_the_policy_is_kept(kvm: Paged) -> None:
     vm = await kvm.ready(msgspec.structs.replace(TWICE, replicas=1))
-    (region,) = kvm.pager.paged.values()
     told = await tune(vm, TuneRequest(on_loss=LossPolicy.PAUSE), kvm.world.report)
-    assert (told.on_loss, region.policy) == (LossPolicy.PAUSE, LossPolicy.PAUSE)
-    region.policy = LossPolicy.STALL  # a new pager
-    await restore(kvm.world.controller())
-    assert region.policy is LossPolicy.PAUSE
-    await attach(vm, msgspec.structs.replace(TWICE, replicas=1), kvm.world.report)
-    assert {region.policy for region in kvm.pager.paged.values()} == {LossPolicy.PAUSE}
+    assert told.on_loss is LossPolicy.PAUSE
+    after = kvm.world.controller()
+    await attach(after, msgspec.structs.replace(TWICE, replicas=1), kvm.world.report)
+    assert [loan.on_loss for loan in after.book] == [LossPolicy.PAUSE] * 2
+    activity, _ = await paging(after)
+    assert activity is not None
+    assert [region.policy for region in activity.regions.values()] == [LossPolicy.PAUSE] * 2
 
 
-async def test_a_policy_that_fails_half_way_is_taken_back(kvm: Paged) -> None:
+async def test_a_policy_that_fails_half_way_is_taken_back(kvm: Paged, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = await kvm.ready(msgspec.structs.replace(TWICE, replicas=1))
-    kvm.pager.refuses.add("pause")
-    with pytest.raises(RefusedError):
+    set_loss = tuning.set_loss
+
+    def half(vm: Vm, region: str, policy: LossPolicy) -> None:
+        set_loss(vm, region, policy)
+        raise RefusedError("no")
+
+    with monkeypatch.context() as patch, pytest.raises(RefusedError):
+        patch.setattr(tuning, "set_loss", half)
         await tune(vm, TuneRequest(on_loss=LossPolicy.PAUSE, cache=64 * MIB), kvm.world.report)
     told = await tune(vm, TuneRequest(), kvm.world.report)
     assert (told.cache, told.on_loss) == (256 * MIB, LossPolicy.STALL)
     assert {loan.on_loss for loan in vm.book} == {LossPolicy.STALL}
 
 
-async def test_poison_is_refused_as_it_would_end_the_guest(kvm: Paged) -> None:
-    with pytest.raises(PrerequisiteError, match="a guest's kernel panics") as caught:
-        await attach(
-            kvm.world.controller(), msgspec.structs.replace(TWICE, on_loss=LossPolicy.POISON), kvm.world.report
-        )
-    assert "--on-loss pause" in (caught.value.hint or "")
-
-
-@pytest.mark.parametrize("policy", [LossPolicy.PAUSE, LossPolicy.POISON])
-async def test_tcg_stalls_only(paged: Copied, policy: LossPolicy) -> None:
+async def test_tcg_stalls_only(paged: Copied) -> None:
     assert paged.world.spec.accel is Accel.TCG
     vm = paged.world.controller()
     with pytest.raises(PrerequisiteError, match="needs KVM"):
-        await attach(vm, msgspec.structs.replace(TWICE, on_loss=policy), paged.world.report)
+        await attach(vm, msgspec.structs.replace(TWICE, on_loss=LossPolicy.PAUSE), paged.world.report)
     with pytest.raises(PrerequisiteError, match="needs KVM"):
-        await tune(vm, TuneRequest(on_loss=policy), paged.world.report)
+        await tune(vm, TuneRequest(on_loss=LossPolicy.PAUSE), paged.world.report)
 
 
 async def test_a_shutdown_can_be_seen_before(paged: Copied) -> None:

@@ -104,10 +104,13 @@ def changed(store: StoreActivity, **changes: object) -> StoreActivity:
         ),
         (REGION, (ATTIC, changed(BARN, behind=MIB)), set(), ["barn is being given 1 MiB of lease m1 that it does not"]),
         (
-            msgspec.structs.replace(REGION, lost=8192, policy=LossPolicy.POISON),
+            msgspec.structs.replace(REGION, lost=8192, policy=LossPolicy.PAUSE),
             (ATTIC, BARN),
             set(),
-            ["8 KiB of memory are lost: attic and barn do not give", "gets a memory error; save what you can, then"],
+            [
+                "8 KiB of memory are lost: attic and barn do not give",
+                "the VM pauses when it is touched; save what you can, then",
+            ],
         ),
     ],
 )

@@ -15,7 +15,7 @@ from vmcoal.model.activity import PagingActivity
 from vmcoal.model.engine import Feature
 from vmcoal.model.lease import Lease, MemoryServer
 from vmcoal.model.lease import MemoryRegion as MemoryRegion
-from vmcoal.model.paging import LossPolicy, PagedRegion
+from vmcoal.model.paging import PagedRegion
 
 
 class EngineTraits(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,9 +103,6 @@ class PagingEngine(MemoryEngine, Protocol):
 
     async def set_compression(self, region: str, on: bool, *, deadline: float = 5.0) -> None:
         """Compress what leaves of a region from now on, or not."""
-
-    async def set_loss(self, region: str, policy: LossPolicy, *, deadline: float = 5.0) -> None:
-        """Say what touching a lost page does; raises `RefusedError` where this host's kernel cannot."""
 
 
 def runtime_file(folder: Path, lease: str, suffix: str) -> Path:

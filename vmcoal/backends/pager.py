@@ -36,7 +36,7 @@ from vmcoal.layout import VmFolders, make_private, shm_home
 from vmcoal.model.activity import PagingActivity
 from vmcoal.model.engine import Feature
 from vmcoal.model.lease import Lease, MemoryServer
-from vmcoal.model.paging import LossPolicy, PageCopy, PagedRegion
+from vmcoal.model.paging import PageCopy, PagedRegion
 from vmcoal.model.units import format_size
 from vmcoal.policy.engine import pager_obstacle
 
@@ -164,14 +164,6 @@ class PagerEngine:
     async def home(self, region: str, on: bool, *, deadline: float = 5.0) -> None:
         """Pull every page of a region here and keep it, hottest first; or let pages leave again."""
         await home(self.socket, region, on, deadline=deadline)
-
-    async def set_loss(self, region: str, policy: LossPolicy, *, deadline: float = 5.0) -> None:
-        """Say what touching a lost page does; raises `RefusedError` where this host's kernel cannot.
-
-        The pager knows two of the policies: a VM that pauses is stopped by its controller.
-        """
-        known = LossPolicy.POISON if policy is LossPolicy.POISON else LossPolicy.STALL
-        await order(self.socket, "loss", ("id", region), ("policy", known), deadline=deadline)
 
     async def set_compression(self, region: str, on: bool, *, deadline: float = 5.0) -> None:
         """Compress what leaves of a region from now on, or not."""

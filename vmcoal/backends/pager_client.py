@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from vmcoal.errors import (
     ConflictError,
@@ -191,13 +190,3 @@ async def sample(path: Path, region: str, number: int, count: int, *, deadline: 
     """
     answer = await order(path, "sample", ("id", region), ("number", number), ("count", count), deadline=deadline)
     return Sample(*(int(answer.get(key) or 0) for key in ("p50-us", "p99-us", "pages")))
-
-
-async def loss(path: Path, region: str, policy: Literal["stall", "poison"], *, deadline: float) -> None:
-    """Say what a touch of a lost page of a region gives: it waits (``stall``), or gets SIGBUS (``poison``).
-
-    A poisoned page is there again when a store that comes back has it, or when it is discarded. Raises
-    `RefusedError` where the kernel cannot poison (before Linux 6.6), `NotFoundError`, `UnreachableError` or
-    `DeadlineError`.
-    """
-    await order(path, "loss", ("id", region), ("policy", policy), deadline=deadline)

@@ -194,8 +194,7 @@ output_option = click.option(
 on_loss_option = click.option(
     "--on-loss",
     type=click.Choice([policy.value for policy in LossPolicy]),
-    help="What touching a page that no lender gives does: it waits (stall), or the whole VM "
-    "waits (pause). A memory error for the program alone (poison) is refused: it would end the guest.",
+    help="What touching a page that no lender gives does: it waits (stall), or the whole VM waits (pause).",
 )
 compress_option = click.option(
     "--compress",

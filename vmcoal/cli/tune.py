@@ -92,7 +92,6 @@ def tune(
 
 _LOSS = {
     LossPolicy.STALL: "waits until the page is back",
-    LossPolicy.POISON: "gets a memory error",
     LossPolicy.PAUSE: "waits, and the whole VM with it",
 }
 

@@ -128,8 +128,6 @@ async def _new_memory(vm: Vm, request: AttachRequest, journey: Journey, trans: T
     if journey.copy_on is not None:
         trans.say(f"have a second place for its pages: {journey.copy_on}")
         await add_copy(vm, loan, journey.copy_on, trans)
-    if loan.on_loss is not LossPolicy.STALL:
-        await vm.pager("loss policy").set_loss(loan.region, loan.on_loss)
     if compression.wanted(vm) is not Compression.OFF:
         await compression.apply_compression(vm)
     trans.say(f"plug {format_size(request.memory)} into node {far.node}")

@@ -14,7 +14,6 @@ _DEADLINE = 2.0
 
 _TOUCHED = {
     LossPolicy.STALL: "what touches it waits",
-    LossPolicy.POISON: "what touches it gets a memory error",
     LossPolicy.PAUSE: "the VM pauses when it is touched",
 }
 
@@ -35,8 +34,13 @@ async def paging(vm: Vm) -> tuple[PagingActivity | None, list[str]]:
         msgspec.structs.replace(store, lender=lenders.get((store.region, store.number), "?"))
         for store in activity.stores
     )
-    activity = msgspec.structs.replace(activity, stores=stores)
+    policies = {loan.region: loan.on_loss for loan in vm.book if loan.is_memory}
+    regions = {
+        name: msgspec.structs.replace(region, policy=policies.get(name, region.policy))
+        for name, region in activity.regions.items()
+    }
     down = {lender for lender in vm.book.lenders() if vm.keeper.down_for(lender) is not None}
+    activity = msgspec.structs.replace(activity, stores=stores, regions=regions)
     return activity, paging_troubles(vm.spec.name, activity, down)
 
 

@@ -57,10 +57,7 @@ def check(vm: Vm, cache: int | None, on_loss: LossPolicy | None, compress: Compr
     if on_loss is not None:
         vm.pager("loss policy (--on-loss)")
         if reason := refuse_loss(on_loss, Host().kernel(), vm.spec.accel):
-            hint = "without it, what touches a lost page waits: --on-loss stall"
-            if refuse_loss(LossPolicy.PAUSE, Host().kernel(), vm.spec.accel) is None:
-                hint += "; or the whole VM does: --on-loss pause"
-            raise PrerequisiteError(reason, hint=hint)
+            raise PrerequisiteError(reason, hint="without it, what touches a lost page waits: --on-loss stall")
 
 
 def plan_cache(vm: Vm, cache: int) -> Step:
@@ -98,7 +95,7 @@ async def tune(vm: Vm, request: TuneRequest, report: Progress) -> Tuning:
             for loan in vm.book:
                 if loan.is_memory and not loan.copy and loan.on_loss is not request.on_loss:
                     async with trans.step("loss", region=loan.region, before=loan.on_loss):
-                        await set_loss(vm, loan.region, request.on_loss)
+                        set_loss(vm, loan.region, request.on_loss)
     notes = await copies.carry_out(vm, changes, request, report)
     return msgspec.structs.replace(tuning(vm), cache=engine.cache, places=copies.places(vm), notes=tuple(notes))
 
@@ -111,9 +108,8 @@ async def set_compression(vm: Vm, compress: Compression, trans: Transaction) -> 
         await apply_compression(vm)
 
 
-async def set_loss(vm: Vm, region: str, policy: LossPolicy) -> None:
-    """Say what touching a lost page of ``region`` does, to the engine and in the book."""
-    await vm.pager("loss policy (--on-loss)").set_loss(region, policy)
+def set_loss(vm: Vm, region: str, policy: LossPolicy) -> None:
+    """Note what touching a lost page of ``region`` does: with the page engine it waits, the guard does the rest."""
     for loan in vm.book.places(region):
         vm.book.put(msgspec.structs.replace(loan, on_loss=policy))
 
@@ -136,9 +132,6 @@ async def restore(vm: Vm) -> None:
     try:
         if told.cache is not None:
             await engine.set_cache(told.cache)
-        for loan in vm.book:
-            if loan.is_memory and not loan.copy and loan.on_loss is not LossPolicy.STALL:
-                await engine.set_loss(loan.region, loan.on_loss)
         await apply_compression(vm)
     except VmcoalError as error:
         log.warning("the page engine does not take what it was told before: %s", error)

@@ -108,11 +108,8 @@ def undos(vm: Vm) -> dict[str, Undo]:
         vm.journal.put(TUNING, data["told"])
 
     async def loss(data: dict[str, Any]) -> None:
-        policy = LossPolicy(data["before"])
-        with contextlib.suppress(NotFoundError):
-            await vm.pager("loss policy").set_loss(data["region"], policy)
         for loan in vm.book.places(data["region"]):
-            vm.book.put(msgspec.structs.replace(loan, on_loss=policy))
+            vm.book.put(msgspec.structs.replace(loan, on_loss=LossPolicy(data["before"])))
 
     async def plug_dimm(data: dict[str, Any]) -> None:
         await memory.ensure_unplugged(vm.qmp, data["device"], data["backend"], deadline=_DEADLINE)

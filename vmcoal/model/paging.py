@@ -14,11 +14,19 @@ LOCAL = "local"
 
 
 class LossPolicy(enum.StrEnum):
-    """What touching a page that no lender gives does."""
+    """What touching a page that no lender gives does.
+
+    Not a memory error, as from a broken DIMM: KVM brings a late page asynchronously and reports the error to whatever
+    the vCPU does by then, and if that is the guest's kernel, it panics (docs/lab.md).
+    """
 
     STALL = "stall"  # what touches it waits
-    POISON = "poison"  # what touches it gets a memory error, as from a broken DIMM
     PAUSE = "pause"  # what touches it waits, and the whole VM is stopped until the page is back
+
+    @classmethod
+    def _missing_(cls, value: object) -> LossPolicy | None:
+        """Read what a VM was told by a vmcoal that still had memory errors."""
+        return cls.STALL if value == "poison" else None
 
 
 class Compression(enum.StrEnum):

@@ -23,6 +23,9 @@ _PAGE = 4096
 _SHRINKS = 0.5
 """What a page is expected to be shorter by; programs' memory is more, pictures and keys are nothing."""
 
+_PAUSES = 6, 2
+"""The first Linux under which a VM can pause that touched a lost page."""
+
 _PACKING = 40e-6
 """Seconds of a processor for a page that is packed once and unpacked once, half of them because each packed page is a
 request of its own (docs/benchmarks.md)."""
@@ -88,30 +91,15 @@ def compresses(wanted: Compression, region: PagedRegion) -> bool:
 def refuse_loss(policy: LossPolicy, kernel: str, accel: Accel) -> str | None:
     """Return why a VM with ``accel`` on a host with this ``kernel`` release cannot have ``policy``, or ``None``.
 
-    Poison is UFFDIO_POISON (Linux 6.6), which QEMU hands to the guest as a machine check only under KVM; under TCG it
-    is SIGBUS, the end of QEMU. Under KVM it is the end of the guest: a vCPU does not wait for a page that is late
-    (asynchronous page faults; without the guest's help, halted until an interrupt comes). KVM finds the error when it
-    brings the page (kvm_arch_async_page_ready), so the machine check meets whatever the vCPU does by then, and if that
-    is the kernel, it panics: "unrecoverable error in kernel context". Seen with QEMU 10.0 and Linux 6.12 in host and
-    guest; with kvm-asyncpf=off and kvm-asyncpf-int=off it panicked as well.
-
     Before Linux 6.2 a KVM page fault ignores signals, and under TCG a vCPU that waits for a page cannot be interrupted
     either, so that QEMU's ``stop`` would wait with it.
     """
     if policy is LossPolicy.STALL:
         return None
     if accel is not Accel.KVM:
-        why = "a lost page would end QEMU" if policy is LossPolicy.POISON else "a vCPU that waits cannot be stopped"
-        return f"{policy} needs KVM: under {accel.value.upper()} {why}"
-    needed = (6, 6) if policy is LossPolicy.POISON else (6, 2)
-    here = tuple(int(part) for part in re.findall(r"\d+", kernel)[:2])
-    if here < needed:
-        return f"{policy} needs Linux {needed[0]}.{needed[1]} or newer on this host, which has {kernel}"
-    if policy is LossPolicy.POISON:
-        return (
-            "poison would end the guest: KVM reports the memory error of a late page to whatever runs by then, "
-            "and a guest's kernel panics of it"
-        )
+        return f"{policy} needs KVM: under {accel.value.upper()} a vCPU that waits cannot be stopped"
+    if tuple(int(part) for part in re.findall(r"\d+", kernel)[:2]) < _PAUSES:
+        return f"{policy} needs Linux {_PAUSES[0]}.{_PAUSES[1]} or newer on this host, which has {kernel}"
     return None
 
 
