@@ -20,7 +20,7 @@ from pathlib import Path
 from vmcoal.backends import mounts, nbd
 from vmcoal.backends.base import EngineTraits, MemoryRegion, runtime_file
 from vmcoal.backends.pager_client import PagerStats, RegionStats, compress, home, order, sample, stats, unstore
-from vmcoal.backends.pager_view import activity_of
+from vmcoal.backends.pager_view import activity_of, complaint, paged_region
 from vmcoal.backends.probe import engine_facts, existing, library
 from vmcoal.errors import (
     DeadlineError,
@@ -36,7 +36,7 @@ from vmcoal.layout import VmFolders, make_private, shm_home
 from vmcoal.model.activity import PagingActivity
 from vmcoal.model.engine import Feature
 from vmcoal.model.lease import Lease, MemoryServer
-from vmcoal.model.paging import PageCopy, PagedRegion
+from vmcoal.model.paging import PagedRegion
 from vmcoal.model.units import format_size
 from vmcoal.policy.engine import pager_obstacle
 
@@ -172,7 +172,7 @@ class PagerEngine:
     async def region(self, region: str, *, deadline: float = 5.0) -> PagedRegion | None:
         """Return what the pager says of a region, or ``None`` if it has none."""
         found = await self._stats_of(region, deadline)
-        return None if found is None else _paged(found)
+        return None if found is None else paged_region(found)
 
     async def remove(self, lease: str, *, mapped_by: int | None, deadline: float) -> None:
         """End a region after QEMU (pid ``mapped_by``) let go of it; what was not written back is dropped. Idempotent.
@@ -199,7 +199,7 @@ class PagerEngine:
             return f"the pager does not answer: {error.message}"
         if region is None:
             return "the pager does not know it: its memory is lost"
-        return _complaint(region)
+        return complaint(region)
 
     async def stats(self, *, deadline: float = 5.0) -> PagerStats:
         """Return the pager's counters; raises `UnreachableError` or `DeadlineError`."""
@@ -213,7 +213,7 @@ class PagerEngine:
     async def activity(self, *, deadline: float = 5.0) -> PagingActivity:
         """Return what the pager counts; raises `UnreachableError` or `DeadlineError`."""
         seen = await self.stats(deadline=deadline)
-        return activity_of(seen, {name: _paged(region) for name, region in seen.regions.items()})
+        return activity_of(seen, {name: paged_region(region) for name, region in seen.regions.items()})
 
     async def sample(self, region: str, number: int, count: int, *, deadline: float = 15.0) -> tuple[float, float, int]:
         """Read random pages of a region from a place, one at a time; return p50 and p99 in seconds, and how many."""
@@ -388,42 +388,6 @@ def default_cache() -> int:
     space = os.statvfs(existing(shm_home()))
     room = space.f_blocks * space.f_frsize
     return min(1 << 30, max(64 << 20, total // 16), max(room // 2, CACHE_MIN)) // 4096 * 4096
-
-
-def _complaint(region: RegionStats) -> str | None:
-    if region.lost:
-        return f"{region.lost} of its pages are lost: what touches them waits; detach it by force, or shut the VM down"
-    away = [store for store in region.stores.values() if not store.links]
-    if away and len(away) == len(region.stores):
-        return f"its lender does not answer, what touches its pages waits: {away[0].why}"
-    if away:
-        return f"one of its lenders does not answer: {away[0].why}"
-    behind = sum(store.behind for store in region.stores.values())
-    return f"{behind} of its pages are on one lender alone, being copied" if behind else None
-
-
-def _paged(region: RegionStats) -> PagedRegion:
-    return PagedRegion(
-        size=region.pages * PAGE,
-        mapped=region.mapped,
-        away=region.away * PAGE,
-        here=region.here * PAGE,
-        lost=region.lost * PAGE,
-        waiting=region.waiting,
-        home=region.home,
-        compress=region.compress,
-        copies=tuple(
-            PageCopy(
-                number=number,
-                connected=bool(store.links),
-                refused=store.refused,
-                behind=store.behind * PAGE,
-                why=store.why,
-                rate=store.rate,
-            )
-            for number, store in sorted(region.stores.items())
-        ),
-    )
 
 
 def _left(end: float) -> float:

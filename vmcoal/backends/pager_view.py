@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vmcoal.backends.pager_client import PagerStats
+from vmcoal.backends.pager_client import PagerStats, RegionStats
 from vmcoal.model.activity import PagingActivity, StoreActivity, ratio
-from vmcoal.model.paging import PagedRegion
+from vmcoal.model.paging import PageCopy, PagedRegion
 
 _PAGE = 4096
 
@@ -43,6 +43,44 @@ def activity_of(stats: PagerStats, regions: dict[str, PagedRegion]) -> PagingAct
                 latency=store.latency,
             )
             for name, region in stats.regions.items()
+            for number, store in sorted(region.stores.items())
+        ),
+    )
+
+
+def complaint(region: RegionStats) -> str | None:
+    """Return what is wrong with a region, for people, or ``None``."""
+    if region.lost:
+        return f"{region.lost} of its pages are lost: what touches them waits; detach it by force, or shut the VM down"
+    away = [store for store in region.stores.values() if not store.links]
+    if away and len(away) == len(region.stores):
+        return f"its lender does not answer, what touches its pages waits: {away[0].why}"
+    if away:
+        return f"one of its lenders does not answer: {away[0].why}"
+    behind = sum(store.behind for store in region.stores.values())
+    return f"{behind} of its pages are on one lender alone, being copied" if behind else None
+
+
+def paged_region(region: RegionStats) -> PagedRegion:
+    """Return a region as the controller knows it; its loss policy is not the pager's to tell."""
+    return PagedRegion(
+        size=region.pages * _PAGE,
+        mapped=region.mapped,
+        away=region.away * _PAGE,
+        here=region.here * _PAGE,
+        lost=region.lost * _PAGE,
+        waiting=region.waiting,
+        home=region.home,
+        compress=region.compress,
+        copies=tuple(
+            PageCopy(
+                number=number,
+                connected=bool(store.links),
+                refused=store.refused,
+                behind=store.behind * _PAGE,
+                why=store.why,
+                rate=store.rate,
+            )
             for number, store in sorted(region.stores.items())
         ),
     )

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import click
 
 from vmcoal.cli.app import Command, Group
 from vmcoal.cli.lab_exec import run_in_host
-from vmcoal.cli.outcome import printable
-from vmcoal.cli.output import Steps, counted, note, print_json, steps, table
+from vmcoal.cli.lab_text import called, lab_text, ready_line, reporting
+from vmcoal.cli.lab_tour import tour
+from vmcoal.cli.output import counted, note, print_json, steps
 from vmcoal.cli.params import COUNT, LAB, LINK, SECONDS, SIZE, complete_lab_hosts, complete_links, output_option
-from vmcoal.control.wire import Progress
 from vmcoal.errors import ConflictError, NotFoundError, UsageError
-from vmcoal.model.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from vmcoal.lab.lab import LabRequest, LabStatus, Report
+    from vmcoal.lab.lab import LabRequest
     from vmcoal.lab.links import LinkProfile
-    from vmcoal.lab.network import LabLink
 
 _SHELL = ("/bin/sh", "-c", "cd; exec $(command -v bash || echo sh) -l")
 
@@ -123,30 +120,6 @@ def up(
     note(f"next: vmcoal lab shell {status.hosts[0].name}   or   vmcoal lab tour")
 
 
-def reporting(shown: Steps) -> Report:
-    """Return what shows a lab's steps in ``shown``."""
-    from vmcoal.lab.lab import STEPS
-
-    return lambda number, text, fraction, detail: shown(Progress(number, STEPS, text, fraction, detail))
-
-
-def called(name: str) -> str:
-    """Return what a lab is called in a sentence; the one that nobody named is just the lab."""
-    from vmcoal.lab.state import DEFAULT_LAB
-
-    return "the lab" if name == DEFAULT_LAB else f"lab {name}"
-
-
-def ready_line(status: LabStatus) -> str:
-    """Return one sentence on a lab that is up."""
-    assert status.accel is not None
-    hosts = counted(len(status.hosts), "host")
-    return (
-        f"{called(status.name)} is {status.state}: {hosts} of {counted(status.cpus, 'CPU')} "
-        f"and {format_size(status.memory)}, Debian {status.flavor}, {status.accel.value} ({status.accel_reason})"
-    )
-
-
 @lab.command(
     "status",
     example="""
@@ -170,26 +143,6 @@ def status_(name: str | None, form: str) -> None:
         click.echo("there is no lab; vmcoal lab up starts one")
         return
     click.echo("\n\n".join(map(lab_text, found)))
-
-
-def lab_text(status: LabStatus) -> str:
-    """Return everything about one lab."""
-    if status.accel is None:
-        lines = [f"{called(status.name)} is {status.state}; vmcoal lab down --name {status.name} takes it away"]
-    else:
-        lines = [ready_line(status)]
-    if status.hosts:
-        rows = ((host.name, host.state, host.address, str(host.pid or "-")) for host in status.hosts)
-        lines += ["", table(("HOST", "STATE", "ADDRESS", "HOLDER"), rows)]
-    if status.links:
-        lines += ["", table(("LINK", "STATE", "PROFILE"), map(_link_row, status.links))]
-    return "\n".join(lines)
-
-
-def _link_row(link: LabLink) -> tuple[str, str, str]:
-    from vmcoal.lab.links import describe_link
-
-    return f"{link.a} {link.b}", "cut" if link.cut else "up", describe_link(link.profile)
 
 
 class _WithCommand(Command):
@@ -352,67 +305,4 @@ def down(name: str | None, everything: bool, form: str) -> None:
         click.echo("there is no lab")
 
 
-@lab.command(
-    "tour",
-    short_help="See a guest grow by memory of two other hosts",
-    example="""
-    vmcoal lab tour
-    vmcoal lab tour --keep
-    """,
-)
-@click.option("--name", type=LAB, default="tour", show_default=True, help="The lab it makes.")
-@click.option("--flavor", type=click.Choice(["12", "13"]), default="12", show_default=True, help="Debian's release.")
-@click.option("--keep", is_flag=True, help="Leave the lab at the end, to look around in.")
-def tour(name: str, flavor: str, keep: bool) -> None:
-    """Make a lab of three hosts, boot a guest under KVM on the first, give it memory of the other two over two links,
-    look at it from inside, and take everything away.
-
-    Each step is explained, and everything it runs can be typed.
-    """
-    from vmcoal.lab.lab import LabRequest, lab_down, lab_up
-    from vmcoal.lab.tour import CHAPTERS, take_tour
-
-    narrator = _Narrator()
-    total = len(CHAPTERS) + 2
-    narrator.chapter(
-        *(1, total, "Three hosts"),
-        "Three virtual hosts, each with Debian's own kernel and a KVM of its own. The first time their image is built.",
-    )
-    narrator.command("", f"vmcoal lab up --name {name}")
-    with steps() as shown:
-        status = lab_up(LabRequest(name=name, flavor=flavor), reporting(shown))
-    narrator.output(ready_line(status))
-    try:
-        asyncio.run(take_tour(name, narrator, first=2, of=total))
-    finally:
-        if keep:
-            note(f"lab {name} is left: vmcoal lab shell host1 --name {name}, vmcoal lab down --name {name}")
-        else:
-            narrator.chapter(total, total, "Nothing is left", "The hosts end, and what they had on disk with them.")
-            narrator.command("", f"vmcoal lab down --name {name}")
-            asyncio.run(lab_down(name))
-    if not keep:
-        note("next: vmcoal lab up, and try it yourself")
-
-
-class _Narrator:
-    """Prints the tour."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    def chapter(self, number: int, of: int, title: str, text: str) -> None:
-        """Print its title and what it is about."""
-        head = f"[{number}/{of}] {title}"
-        took = format_duration(time.monotonic() - self._began) if number > 1 else ""
-        click.echo("\n" + click.style(head, bold=True) + (f"  ({took})" if took else ""))
-        click.echo(click.wrap_text(text, width=100, initial_indent="  ", subsequent_indent="  "))
-
-    def command(self, where: str, command: str) -> None:
-        """Print it as if it had been typed."""
-        click.echo(click.style(f"{where}$ {command}", fg="cyan"))
-
-    def output(self, text: str) -> None:
-        """Print it as it is, made safe for a terminal."""
-        for line in text.splitlines():
-            click.echo(printable(line))
+lab.add_command(tour)
