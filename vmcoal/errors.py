@@ -21,6 +21,10 @@ from typing import Any, ClassVar
 
 import msgspec
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be: text that is no UTF-8 and data that is nested too
+deep have no errors of its own."""
+
 
 class WireError(msgspec.Struct, frozen=True, omit_defaults=True):
     """An error as it is sent between vmcoal processes."""

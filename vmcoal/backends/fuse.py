@@ -21,7 +21,7 @@ import msgspec
 
 from vmcoal.backends import mounts, nbd, strays
 from vmcoal.backends.base import EngineTraits, MemoryRegion, runtime_file
-from vmcoal.errors import DeadlineError, ExecutionError, NotFoundError, PrerequisiteError, UnreachableError
+from vmcoal.errors import UNREADABLE, DeadlineError, ExecutionError, NotFoundError, PrerequisiteError, UnreachableError
 from vmcoal.holding.client import ChildSpec, Holder
 from vmcoal.layout import VmFolders
 from vmcoal.model.engine import Feature
@@ -274,7 +274,7 @@ class FuseEngine:
     def _read_link(self, lease: str) -> _Link | None:
         try:
             return msgspec.json.decode(self._file(lease, "link").read_bytes(), type=_Link)
-        except (FileNotFoundError, msgspec.MsgspecError):
+        except (FileNotFoundError, *UNREADABLE):
             return None
 
     def _tail(self, lease: str) -> str:

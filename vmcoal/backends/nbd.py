@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from vmcoal.errors import DeadlineError, ExecutionError, PrerequisiteError, RefusedError, UnreachableError
+from vmcoal.errors import UNREADABLE, DeadlineError, ExecutionError, PrerequisiteError, RefusedError, UnreachableError
 from vmcoal.holding.children import ChildSpec, Restart
 from vmcoal.model.lease import MemoryServer
 
@@ -271,8 +271,8 @@ async def check_export(argv: Sequence[str], size: int, *, host: str | None, dead
         raise ExecutionError("the memory server cannot be used", host=host, stderr=text)
     try:
         exports = msgspec.json.decode(out, type=_Info).exports
-    except msgspec.MsgspecError as error:
-        raise ExecutionError("nbdinfo said something unexpected", details_error=str(error)) from error
+    except UNREADABLE as error:
+        raise ExecutionError(f"nbdinfo said something unexpected of the memory server: {error}", host=host) from error
     if len(exports) != 1 or exports[0].size != size or exports[0].is_read_only:
         raise RefusedError("the memory server does not serve what was granted", host=host)
 

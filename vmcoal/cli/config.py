@@ -115,7 +115,7 @@ def load_config(path: Path | None = None) -> Config:
 
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from error
     _refuse_unknown(data, path)
     try:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import sys
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -53,10 +53,10 @@ _ADDRESS = re.compile(
     type=click.Choice([kind.value for kind in ResourceKind]),
     help="Accept only this kind; repeat it for each.  [default: all that is granted]",
 )
-@click.option("--code-file", type=click.File("r"), help="Read the code from a file, or from stdin (-), without asking.")
+@click.option("--code-file", metavar="FILE", help="Read the code from a file, or from stdin (-), without asking.")
 @output_option
 def pair(
-    address: str, name: str | None, borrower: str | None, want: tuple[str, ...], code_file: IO[str] | None, form: str
+    address: str, name: str | None, borrower: str | None, want: tuple[str, ...], code_file: str | None, form: str
 ) -> None:
     """Make a lender and this user known to each other, by the code that `vmcoal lend pair` shows there.
 
@@ -101,9 +101,16 @@ def split_address(address: str) -> tuple[str, int]:
     return match["v6"] or match["bare"] or match["host"], int(match["port"] or DEFAULT_PORT)
 
 
-def _read_code(file: IO[str] | None) -> str:
+def _read_code(file: str | None) -> str:
     if file is not None:
-        code = file.read(_LONGEST_CODE).strip()
+        try:
+            with click.open_file(file) as opened:
+                code = opened.read(_LONGEST_CODE).strip()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UsageError(
+                f"--code-file: cannot read {file!r}: {reason}", hint="give a file with the code"
+            ) from error
     elif sys.stdin.isatty():
         code = click.prompt("code shown by vmcoal lend pair", err=True).strip()
     else:

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from vmcoal import layout
-from vmcoal.errors import NotFoundError, UsageError, VmcoalError
+from vmcoal.errors import UNREADABLE, NotFoundError, UsageError, VmcoalError
 from vmcoal.model.paging import HOME, LOCAL, Compression, LossPolicy
 from vmcoal.model.units import parse_duration, parse_size
 
@@ -142,7 +142,7 @@ def _records(path: Path) -> list[str]:
 
     try:
         return sorted(record["name"] for record in msgspec.json.decode(path.read_bytes())["records"])
-    except (OSError, msgspec.DecodeError, LookupError, TypeError):
+    except (OSError, *UNREADABLE, LookupError, TypeError):
         return []
 
 

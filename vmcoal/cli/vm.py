@@ -14,7 +14,7 @@ from vmcoal.cli.output import note, steps
 from vmcoal.control.client import NotListeningError, call, connect
 from vmcoal.control.wire import Output, Progress
 from vmcoal.controller.api import ShutdownResult
-from vmcoal.errors import ConflictError, ExecutionError, PrerequisiteError, VmcoalError
+from vmcoal.errors import UNREADABLE, ConflictError, ExecutionError, PrerequisiteError, VmcoalError
 from vmcoal.model.machine import MachineSpec
 from vmcoal.model.status import VmStatus
 
@@ -159,7 +159,7 @@ def read_spec(name: str) -> MachineSpec:
     path = layout.vm_folders(name).spec
     try:
         return msgspec.json.decode(path.read_bytes(), type=MachineSpec)
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise PrerequisiteError(
             f"cannot read {path}: {error}", hint=f"vmcoal delete {name} removes the VM, its disk layer included"
         ) from error

@@ -22,7 +22,7 @@ import msgspec
 
 from vmcoal.control.silence import Silence
 from vmcoal.control.wire import MAX_LINE, Alive, Call, Failure, Input, Output, Progress, Reply, Result
-from vmcoal.errors import DeadlineError, InternalError, PrerequisiteError, UnreachableError, VmcoalError
+from vmcoal.errors import UNREADABLE, DeadlineError, InternalError, PrerequisiteError, UnreachableError, VmcoalError
 from vmcoal.layout import check_listener
 
 T = TypeVar("T")
@@ -223,7 +223,7 @@ class _Session:
             del self.incoming[: end + 1]
             try:
                 yield _decoder.decode(line)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 raise InternalError(f"{self.peer} sent a line that is not understood: {error}") from error
         if len(self.incoming) > MAX_LINE:
             raise InternalError(f"{self.peer} sent a line of more than {MAX_LINE} bytes")

@@ -27,7 +27,15 @@ from vmcoal.control.wire import (
     Reply,
     Result,
 )
-from vmcoal.errors import ConflictError, InternalError, PrerequisiteError, UnreachableError, UsageError, VmcoalError
+from vmcoal.errors import (
+    UNREADABLE,
+    ConflictError,
+    InternalError,
+    PrerequisiteError,
+    UnreachableError,
+    UsageError,
+    VmcoalError,
+)
 from vmcoal.model.guest import CommandInput
 
 log = logging.getLogger(__name__)
@@ -77,7 +85,7 @@ class Client:
     async def pump(self) -> None:
         """Read inputs until the client hangs up."""
         decoder = msgspec.json.Decoder(Input)
-        with contextlib.suppress(ValueError, ConnectionError, msgspec.DecodeError):
+        with contextlib.suppress(ValueError, ConnectionError, *UNREADABLE):
             while line := await self._reader.readline():
                 item = decoder.decode(line)
                 await self.inputs.put(CommandInput(data=item.data, eof=item.eof, rows=item.rows, columns=item.columns))
@@ -174,7 +182,7 @@ class ControlServer:
             handler = self._methods.get(call.method)
             if handler is None:
                 raise UsageError(f"{self._what} has no method {call.method!r}")
-        except (ValueError, msgspec.MsgspecError) as error:
+        except (ValueError, *UNREADABLE) as error:
             await client.finish(Failure(UsageError(f"not a call: {error}").to_wire()))
             return
         except VmcoalError as error:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import msgspec
-
 from vmcoal.controller.api import Tuning
 from vmcoal.controller.journal import TUNING
 from vmcoal.controller.vm import Vm
@@ -17,7 +15,7 @@ log = logging.getLogger(__name__)
 
 def wanted(vm: Vm) -> Compression:
     """Return what the VM was told of compression."""
-    return msgspec.convert(vm.journal.items().get(TUNING, {}), Tuning).compress
+    return vm.journal.read(TUNING, Tuning).compress
 
 
 async def apply_compression(vm: Vm) -> None:

@@ -13,13 +13,15 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from vmcoal.errors import ExecutionError, PrerequisiteError
+from vmcoal.errors import UNREADABLE, ExecutionError, PrerequisiteError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 VERSION = 1
 _COMPACT_ABOVE = 20_000
@@ -49,6 +51,14 @@ PAUSED = "paused"
 """The item that is there while the controller has stopped the VM because memory that it touched is lost."""
 
 
+def broken(path: Path, error: Exception) -> PrerequisiteError:
+    """Return the error that says that the journal in ``path`` holds what no vmcoal wrote."""
+    return PrerequisiteError(
+        f"the journal {path} is broken: {error}",
+        hint="move it away once the VM is off; its leases end at their lenders by themselves",
+    )
+
+
 def has_booted(path: Path) -> bool:
     """Return whether the journal in ``path`` says that its VM's QEMU ever came up; no journal says no."""
     if not path.exists():
@@ -70,7 +80,7 @@ def read_items(path: Path) -> dict[str, Any]:
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
             return _items((kind, name, msgspec.json.decode(data)) for kind, name, data in db.execute(_ITEMS))
-    except (sqlite3.Error, msgspec.DecodeError) as error:
+    except (sqlite3.Error, *UNREADABLE) as error:
         raise PrerequisiteError(
             f"cannot read the journal {path}: {error}", hint="check that the state folder is readable (vmcoal doctor)"
         ) from error
@@ -109,7 +119,7 @@ class Journal:
     """The journal of one VM. One writer, one process; every method may raise `ExecutionError` when the disk fails."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("pragma journal_mode = wal")
@@ -145,7 +155,7 @@ class Journal:
             )
         except sqlite3.Error as error:
             raise ExecutionError(
-                f"cannot write the journal {self._path}: {error}", hint="free space in the state folder, then try again"
+                f"cannot write the journal {self.path}: {error}", hint="free space in the state folder, then try again"
             ) from error
         self._rows += 1
 
@@ -196,13 +206,20 @@ class Journal:
             self._db.execute("commit")
         except sqlite3.Error as error:
             raise ExecutionError(
-                f"cannot write the journal {self._path}: {error}", hint="free space in the state folder, then try again"
+                f"cannot write the journal {self.path}: {error}", hint="free space in the state folder, then try again"
             ) from error
 
     def mark_booted(self) -> None:
         """Record once that QEMU came up."""
         if BOOTED not in self.items():
             self.put(BOOTED, {"at": time.time()})
+
+    def read(self, key: str, kind: type[T]) -> T:
+        """Return an item as ``kind``, what that has by default where there is none; raises `PrerequisiteError`."""
+        try:
+            return msgspec.convert(self.items().get(key, {}), kind)
+        except msgspec.ValidationError as error:
+            raise broken(self.path, error) from error
 
     def items(self) -> dict[str, Any]:
         """Return every item as plain data, oldest first."""
@@ -242,11 +259,8 @@ class Journal:
         try:
             for *columns, data in self._db.execute(query, values):
                 yield *columns, msgspec.json.decode(data)
-        except (sqlite3.Error, msgspec.MsgspecError) as error:
-            raise PrerequisiteError(
-                f"the journal {self._path} is broken: {error}",
-                hint="move it away once the VM is off; its leases end at their lenders by themselves",
-            ) from error
+        except (sqlite3.Error, *UNREADABLE) as error:
+            raise broken(self.path, error) from error
 
     def _compact(self) -> None:
         """Keep the items alone once there are many rows; a disk that refuses it leaves the journal as it is."""
@@ -262,7 +276,7 @@ class Journal:
             self._append(self._next_op, "end", "ok", {})
             self._db.execute("commit")
         except (sqlite3.Error, ExecutionError) as error:
-            log.warning("cannot compact %s: %s", self._path, error)
+            log.warning("cannot compact %s: %s", self.path, error)
             if self._db.in_transaction:
                 self._db.execute("rollback")
         else:

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgspec
-
 from vmcoal.controller.api import ShutdownRequest, ShutdownResult
 from vmcoal.controller.journal import read_items
-from vmcoal.controller.loans import LOAN, Loan, amounts
-from vmcoal.errors import PrerequisiteError
+from vmcoal.controller.loans import Loan, amounts, loans_of
 from vmcoal.layout import VmFolders
 from vmcoal.model.attachment import Plan, Step
 
@@ -59,14 +56,7 @@ def leftovers(folders: VmFolders) -> Leftovers | None:
 
     Raises `PrerequisiteError` for a journal that cannot be read.
     """
-    items = read_items(folders.journal)
-    try:
-        loans = tuple(msgspec.convert(item, Loan) for key, item in items.items() if key.startswith(LOAN))
-    except msgspec.ValidationError as error:
-        raise PrerequisiteError(
-            f"the journal {folders.journal} is broken: {error}",
-            hint="move it away; leases end at their lenders by themselves",
-        ) from error
+    loans = tuple(loans_of(read_items(folders.journal), folders.journal).values())
     killed = folders.holder_socket.exists()  # whoever ends in order takes it away
     return Leftovers(folders.state.name, killed, loans) if killed or loans else None
 

@@ -20,7 +20,15 @@ from vmcoal.controller.keeper import Changed, Keeper, Relink, Revoked
 from vmcoal.controller.loans import LoanBook
 from vmcoal.controller.transaction import Progress
 from vmcoal.controller.vm import QEMU, Vm
-from vmcoal.errors import DeadlineError, ExecutionError, NotFoundError, PrerequisiteError, UnreachableError, VmcoalError
+from vmcoal.errors import (
+    UNREADABLE,
+    DeadlineError,
+    ExecutionError,
+    NotFoundError,
+    PrerequisiteError,
+    UnreachableError,
+    VmcoalError,
+)
 from vmcoal.holding.client import ChildState, Holder
 from vmcoal.host.pci import PciBus
 from vmcoal.layout import VmFolders
@@ -42,7 +50,7 @@ def load_spec(folders: VmFolders) -> MachineSpec:
         return msgspec.json.decode(folders.spec.read_bytes(), type=MachineSpec)
     except FileNotFoundError:
         raise NotFoundError(f"there is no VM {name}", hint=f"vmcoal status; vmcoal boot {name}") from None
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise PrerequisiteError(
             f"cannot read {folders.spec}: {error}", hint=f"vmcoal delete {name} removes the VM, its disk layer included"
         ) from error

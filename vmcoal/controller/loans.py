@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from vmcoal.controller.journal import Journal
+from vmcoal.controller.journal import Journal, broken
 from vmcoal.model.attachment import AttachedCpu, AttachedGpu, AttachedMemory, Attachment, AttachmentState, MemoryStyle
 from vmcoal.model.gpu import GpuDevice
 from vmcoal.model.lease import Lease, LeaseEvent, LeaseState, ResourceKind, advance
@@ -95,16 +97,22 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.host)
 
 
+def loans_of(items: Mapping[str, Any], path: Path) -> dict[str, Loan]:
+    """Return the loans among the items of the journal in ``path``; raises `PrerequisiteError` for a broken one."""
+    try:
+        return {
+            key.removeprefix(LOAN): msgspec.convert(item, Loan) for key, item in items.items() if key.startswith(LOAN)
+        }
+    except msgspec.ValidationError as error:
+        raise broken(path, error) from error
+
+
 class LoanBook:
     """The loans of one VM, written through to its journal."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._loans: dict[str, Loan] = {
-            key.removeprefix(LOAN): msgspec.convert(item, Loan)
-            for key, item in journal.items().items()
-            if key.startswith(LOAN)
-        }
+        self._loans = loans_of(journal.items(), journal.path)
 
     def __iter__(self) -> Iterator[Loan]:
         return iter(list(self._loans.values()))

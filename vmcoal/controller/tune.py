@@ -38,7 +38,7 @@ _COMPRESSES = {
 
 def tuning(vm: Vm) -> Tuning:
     """Return what the VM was told; what it was not told is ``None``."""
-    return msgspec.convert(vm.journal.items().get(TUNING, {}), Tuning)
+    return vm.journal.read(TUNING, Tuning)
 
 
 def check(vm: Vm, cache: int | None, on_loss: LossPolicy | None, compress: Compression | None) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import msgspec
 
-from vmcoal.errors import ConflictError, NotFoundError, PrerequisiteError, UsageError
+from vmcoal.errors import UNREADABLE, ConflictError, NotFoundError, PrerequisiteError, UsageError
 from vmcoal.layout import check_name, identity_key, known_lenders, make_private
 from vmcoal.model.lease import ResourceKind
 
@@ -161,7 +161,7 @@ class RecordStore(Generic[R]):
             for record in file.records:
                 check_name(record.name, self._what)
                 check_public_key(self._key(record))
-        except (msgspec.DecodeError, UnicodeDecodeError, UsageError) as error:
+        except (*UNREADABLE, UsageError) as error:
             raise PrerequisiteError(
                 f"{self.path} cannot be used: {error}",
                 hint=f"repair it, or move it away and pair again: mv {self.path} {self.path}.old",

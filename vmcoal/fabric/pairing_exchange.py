@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from vmcoal import __version__
-from vmcoal.errors import UnreachableError, UsageError, VmcoalError
+from vmcoal.errors import UNREADABLE, UnreachableError, UsageError, VmcoalError
 from vmcoal.fabric.messages import PROTOCOL, Refuse
 from vmcoal.fabric.wire import ProtocolBreach, check_version, clean, clean_error
 from vmcoal.layout import NAME_PATTERN
@@ -137,7 +137,7 @@ async def receive(channel: LineChannel[bytes], message: type[M], *, peer: str, o
     check_version(line, message.__name__, peer=peer, own=own, software=__version__)
     try:
         received: M | Refuse = msgspec.json.decode(line, type=message | Refuse)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ProtocolBreach(f"not a message of pairing: {clean(str(error))}") from None
     if isinstance(received, Refuse):
         refusal = VmcoalError.from_wire(clean_error(received.error))

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from vmcoal.errors import InternalError, PrerequisiteError, RefusedError, WireError
+from vmcoal.errors import UNREADABLE, InternalError, PrerequisiteError, RefusedError, WireError
 from vmcoal.fabric import messages as m
 from vmcoal.layout import NAME_PATTERN
 from vmcoal.model.gpu import GpuDevice
@@ -95,7 +95,7 @@ _M = TypeVar("_M", m.FromBorrower, m.FromLender)
 def _decode(decoder: msgspec.json.Decoder[_M], line: bytes) -> _M:
     try:
         message = decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ProtocolBreach(f"not a message of protocol {m.PROTOCOL}: {clean(str(error))}") from None
     _check(message)
     return message
@@ -119,7 +119,7 @@ def check_version(line: bytes, opening: str, *, peer: str, own: str, software: s
     """
     try:
         first = _opening.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return
     if first.type == opening and first.protocol is not None:
         check_protocol(first.protocol, first.software, peer=peer, own=own, software=software)

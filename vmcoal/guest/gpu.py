@@ -12,7 +12,7 @@ import tarfile
 
 import msgspec
 
-from vmcoal.errors import DeadlineError, ExecutionError, PrerequisiteError, RefusedError
+from vmcoal.errors import UNREADABLE, DeadlineError, ExecutionError, PrerequisiteError, RefusedError
 from vmcoal.guest.agent_link import guest_words
 from vmcoal.guest.channel import Agent
 from vmcoal.guest.images import guest_files
@@ -114,7 +114,7 @@ async def up(
     out = await _run(agent, argv, data, deadline=deadline)
     try:
         return msgspec.json.decode(out, type=GuestGpu)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise ExecutionError(f"the guest's GPU relay said something unexpected: {guest_words(str(error))}") from error
 
 
@@ -145,7 +145,7 @@ async def _run(agent: Agent, argv: tuple[str, ...], data: bytes, *, deadline: fl
         return bytes(out)
     try:
         said = msgspec.json.decode(out, type=_Answer).error
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         said = (err.decode(errors="replace").strip().splitlines() or [""])[-1]
     how = f"exit code {end.code}" if end.signal is None else f"signal {end.signal}"
     raise RefusedError(

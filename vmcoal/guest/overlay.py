@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, PrerequisiteError, RefusedError
+from vmcoal.errors import UNREADABLE, ConflictError, ExecutionError, NotFoundError, PrerequisiteError, RefusedError
 from vmcoal.guest.packages import run_tool
 
 _QCOW2 = b"QFI\xfb"
@@ -200,7 +200,7 @@ def parse_info(out: bytes) -> _QemuInfo:
         info = msgspec.json.decode(out, type=_QemuInfo)
         if info.virtual_size <= 0:
             raise ValueError(f"virtual size {info.virtual_size}")
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (*UNREADABLE, ValueError) as error:
         raise ExecutionError(f"qemu-img printed what vmcoal does not understand: {error}") from error
     return info
 

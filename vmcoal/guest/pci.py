@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from vmcoal.errors import ExecutionError, RefusedError
+from vmcoal.errors import UNREADABLE, ExecutionError, RefusedError
 from vmcoal.guest.agent_link import guest_words
 from vmcoal.guest.channel import Agent
 from vmcoal.model.guest import GuestCommand
@@ -65,7 +65,7 @@ async def look(agent: Agent, slot: int, *, deadline: float) -> GuestFunction:
         if end.code == 0:
             return msgspec.json.decode(out, type=GuestFunction)
         said = msgspec.json.decode(out, type=_Answer).error
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         if end.code == 0:
             raise ExecutionError(f"the guest said of slot {slot}: {guest_words(str(error))}") from error
         said = (err.decode(errors="replace").strip().splitlines() or [""])[-1]

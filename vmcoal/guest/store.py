@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmcoal.errors import DeadlineError, ExecutionError, PrerequisiteError, VmcoalError
+from vmcoal.errors import UNREADABLE, DeadlineError, ExecutionError, PrerequisiteError, VmcoalError
 from vmcoal.guest.packages import Progress
 from vmcoal.layout import cache_home, state_home
 
@@ -82,7 +82,7 @@ class Store:
         """Return every complete image, newest first."""
         found = []
         for about in self.images.glob(f"*-*/{_ABOUT}"):
-            with suppress(OSError, msgspec.MsgspecError):
+            with suppress(OSError, *UNREADABLE):
                 if about.stat().st_size <= _ABOUT_MAX:
                     image = msgspec.json.decode(about.read_bytes(), type=Image)
                     image = msgspec.structs.replace(image, folder=str(about.parent))

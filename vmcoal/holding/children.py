@@ -136,13 +136,13 @@ def read_exits(path: Path) -> list[ExitRecord]:
     """Return the ends of children that the holder wrote down at ``path``, oldest first; those of the file's older part
     ``.1`` too.
 
-    A missing file has none. A line that a full disk cut short is left out.
+    A file that is missing or cannot be read has none. A line that a full disk cut short is left out.
     """
     records = []
     for part in (path.with_name(path.name + ".1"), path):
         try:
             text = part.read_text(errors="replace")
-        except FileNotFoundError:
+        except OSError:  # told by what cannot write there
             continue
         records += [record for line in text.splitlines() if (record := _record(line))]
     return records

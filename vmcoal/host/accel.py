@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmcoal.errors import PrerequisiteError
+from vmcoal.errors import UNREADABLE, PrerequisiteError
 from vmcoal.host.probe_image import EXIT_CODE, STAGES, probe_image
 from vmcoal.layout import cache_home, make_private
 
@@ -166,7 +166,7 @@ def _key(qemu: str) -> tuple[str, str, int, int]:
 def _recall(key: tuple[str, str, int, int]) -> AccelProbe | None:
     try:
         cached = msgspec.json.decode((cache_home() / "accel.json").read_bytes(), type=_Cached)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, *UNREADABLE):
         return None
     return cached.probe if cached.key == key else None
 

@@ -11,7 +11,7 @@ import os
 
 import msgspec
 
-from vmcoal.errors import PrerequisiteError
+from vmcoal.errors import UNREADABLE, PrerequisiteError
 from vmcoal.holding.binaries import find_binary
 from vmcoal.host import opencl
 from vmcoal.model.gpu import GpuDevice, GpuKind
@@ -51,7 +51,7 @@ async def find_cuda() -> list[CudaDevice]:
         async with asyncio.timeout(_CHECK):
             out, _ = await child.communicate()
         return msgspec.json.decode(out, type=list[CudaDevice])[:_MAX] if child.returncode == 0 else []
-    except (TimeoutError, msgspec.MsgspecError):
+    except (TimeoutError, *UNREADABLE):
         return []
     finally:
         if child.returncode is None:

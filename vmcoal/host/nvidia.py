@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from vmcoal.errors import PrerequisiteError
+from vmcoal.errors import UNREADABLE, PrerequisiteError
 from vmcoal.host.opencl import asked, pci_address
 from vmcoal.model.gpu import NvidiaGpu
 
@@ -29,7 +29,7 @@ async def find_nvidia() -> tuple[NvidiaGpu, ...]:
     """Return every GPU of NVIDIA's driver; raises `PrerequisiteError` with the reason where it cannot be asked."""
     try:
         answer = await asked("vmcoal.host.nvidia", Answer)
-    except (TimeoutError, msgspec.MsgspecError):
+    except (TimeoutError, *UNREADABLE):
         raise PrerequisiteError("NVIDIA's driver does not answer", hint="nvidia-smi; dmesg | grep -i nvrm") from None
     if answer.why:
         raise PrerequisiteError(answer.why, hint="apt install nvidia-driver, of the component non-free; nvidia-smi")

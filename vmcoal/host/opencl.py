@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import msgspec
 
-from vmcoal.errors import PrerequisiteError, UsageError
+from vmcoal.errors import UNREADABLE, PrerequisiteError, UsageError
 from vmcoal.host.facts import Host
 from vmcoal.model.gpu import GpuDevice, GpuKind
 from vmcoal.model.units import GIB
@@ -41,12 +41,12 @@ async def find_devices() -> list[GpuDevice]:
     """Return every OpenCL device of this host; raises `PrerequisiteError` where there is no loader or it crashes."""
     try:
         return await asked("vmcoal.host.opencl", list[GpuDevice])
-    except (TimeoutError, msgspec.MsgspecError):
+    except (TimeoutError, *UNREADABLE):
         raise PrerequisiteError("OpenCL does not work on this host", hint=f"see what clinfo says; {REMEDY}") from None
 
 
 async def asked(module: str, kind: type[T]) -> T:
-    """Return what ``python -m MODULE`` prints as JSON; raises `TimeoutError`, or `MsgspecError` where it crashed."""
+    """Return what ``python -m MODULE`` prints as JSON; raises `TimeoutError`, or as `UNREADABLE` where it crashed."""
     # What the sandbox of a GPU server does not have either, so that the numbers are the same there.
     env = {name: value for name, value in os.environ.items() if name not in ("OCL_ICD_VENDORS", "LD_LIBRARY_PATH")}
     child = await asyncio.create_subprocess_exec(

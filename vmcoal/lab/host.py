@@ -18,6 +18,7 @@ from typing import Self
 import msgspec
 
 from vmcoal.errors import (
+    UNREADABLE,
     ConflictError,
     DeadlineError,
     ExecutionError,
@@ -137,7 +138,7 @@ class Host:
         try:
             raw = folders.spec.read_bytes()
             spec = msgspec.json.decode(raw, type=HostSpec) if len(raw) <= _SPEC_MAX else None
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, *UNREADABLE):
             spec = None
         if spec is None:
             raise NotFoundError(f"the lab has no host {host}", hint="see: vmcoal lab status")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from vmcoal.errors import ConflictError, ExecutionError, NotFoundError, PrerequisiteError, UsageError
+from vmcoal.errors import UNREADABLE, ConflictError, ExecutionError, NotFoundError, PrerequisiteError, UsageError
 from vmcoal.lab.network import LabLink
 from vmcoal.layout import check_name, lab_runtime, lab_state, make_private, runtime_home, state_home
 from vmcoal.model.machine import Accel
@@ -71,7 +71,7 @@ def read_lab(name: str) -> LabSpec | None:
         return msgspec.json.decode(path.read_bytes(), type=LabSpec)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise PrerequisiteError(f"cannot read {path}: {error}", hint=f"vmcoal lab down --name {name}") from error
 
 

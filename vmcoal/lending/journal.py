@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
-from vmcoal.errors import ExecutionError, PrerequisiteError
+from vmcoal.errors import UNREADABLE, ExecutionError, PrerequisiteError
 from vmcoal.lending.entry import Entry
 from vmcoal.model.lease import LeaseEvent
 
@@ -76,7 +76,7 @@ class LenderJournal:
         newest: dict[str, Entry] = {}
         try:
             for lease, blob in self._db.execute("SELECT lease, entry FROM log ORDER BY seq"):
-                with contextlib.suppress(msgspec.MsgspecError, TypeError):
+                with contextlib.suppress(*UNREADABLE, TypeError):
                     newest[lease] = msgspec.json.decode(blob, type=Entry)
         except sqlite3.Error as error:
             raise _broken(self.path, error) from error
@@ -117,7 +117,7 @@ class LenderJournal:
         said = self.get(key)
         try:
             return None if said is None else msgspec.json.decode(said, type=kind)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise _broken(self.path, error) from error
 
     def set(self, key: str, value: str) -> None:

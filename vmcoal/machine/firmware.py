@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from vmcoal.errors import PrerequisiteError
+from vmcoal.errors import UNREADABLE, PrerequisiteError
 
 _MACHINE = "pc-q35-7.2"
 _UNWANTED = frozenset({"requires-smm", "secure-boot", "enrolled-keys"})
@@ -45,7 +45,7 @@ def _parse(path: Path) -> Uefi | None:
             )
         )
         uefi = Uefi(mapping["executable"]["filename"], mapping["nvram-template"]["filename"])
-    except (OSError, msgspec.MsgspecError, KeyError, TypeError):
+    except (OSError, *UNREADABLE, KeyError, TypeError):
         return None
     return uefi if fits and Path(uefi.code).is_file() and Path(uefi.variables).is_file() else None
 
