@@ -18,6 +18,7 @@ from vmcoal.controller.attach_plan import check_request
 from vmcoal.controller.detach import detach
 from vmcoal.controller.keeper import Keeper
 from vmcoal.controller.reconcile import reconcile
+from vmcoal.controller.status import vm_status
 from vmcoal.controller.vm import Vm
 from vmcoal.errors import (
     ConflictError,
@@ -376,6 +377,8 @@ async def test_what_left_after_a_detach_gave_up_can_be_given_back(tmp_path: Path
         vm = world.controller()
         await attached(world, vm, request_)
         await leave_by_itself(world)
+        (line,) = (await vm_status(vm, controller_pid=1)).degraded
+        assert line.endswith("256 MiB of attic left the guest by itself; next: vmcoal detach web --from attic")
         result = await detached(world, vm)
         assert (result.cpus_removed, result.memory_removed) == (request_.cpus, 256 * MIB)
         assert world.leftovers() == []
@@ -427,7 +430,7 @@ async def test_a_guest_that_never_answers_runs_into_the_deadline(
     assert vm.agent is not None
     vm.agent.silent.add("memory_set")  # type: ignore[attr-defined]
     with pytest.raises(DeadlineError, match="online the memory"):
-        await attach(vm, msgspec.structs.replace(BOTH, deadline=0.3), world.report)
+        await attach(vm, msgspec.structs.replace(BOTH, deadline=0.6), world.report)
     assert world.leftovers() == []
 
 

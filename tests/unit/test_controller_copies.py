@@ -207,6 +207,25 @@ async def test_a_lost_place_is_replaced_on_a_spare_lender(paged: Copied, lost: s
     assert len(vm.book) == 0
 
 
+async def test_a_place_that_came_back_while_another_operation_ran_is_kept(paged: Copied) -> None:
+    """By then the other place may be the one that is lost, and giving this one up would lose every page."""
+    vm = await paged.ready()
+    ((name, region),) = paged.pager.paged.items()
+    region.places[1].behind = 0
+    region.places[0].connected = False
+    guard = Guard(vm)
+    guard._away = {loan.id: -1e9 for loan in vm.book}  # its grace is over
+    seen = await paged.pager.region(name)
+    assert seen is not None
+    async with vm.queued_turn("something that takes minutes", brief=True):
+        looking = asyncio.create_task(guard._keep_copies(name, seen))
+        await asyncio.sleep(0)
+        region.places[0].connected, region.places[1].connected = True, False
+    await looking
+    assert sorted(region.places) == [0, 1]
+    assert paged.places(vm) == ["attic", "cellar"]
+
+
 async def test_without_a_spare_lender_it_is_said_and_tried_again(paged: Copied) -> None:
     vm = await paged.ready()
     (region,) = paged.pager.paged.values()

@@ -135,6 +135,23 @@ async def test_heartbeats_go_on_after_a_disk_that_was_full(world: FakeVm, monkey
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_what_is_given_back_while_its_lender_comes_back_stays_so(world: FakeVm) -> None:
+    vm = world.controller()
+    await attach(vm, AttachRequest(cpus=2, deadline=10.0), world.report)
+    given_back = next(iter(vm.book)).id
+
+    class Resumes(FakeSession):
+        async def resume(self, lease: str, epoch: int, *, deadline: float = 10.0) -> Any:
+            granted = await super().resume(lease, epoch)
+            if lease == given_back:
+                vm.book.drop(lease)
+            return granted
+
+    await vm.keeper._resume("attic", Resumes(world.lenders["attic"], "web", world.fuse))
+    assert given_back not in {loan.id for loan in vm.book}
+    assert len(vm.book) == 1
+
+
 async def test_a_monitor_that_does_not_answer_is_asked_again(world: FakeVm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vmcoal.controller.guest._RETRY", 0.0)
     vm = world.controller()

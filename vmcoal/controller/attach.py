@@ -28,6 +28,9 @@ from vmcoal.model.paging import LOCAL, Compression, LossPolicy
 from vmcoal.model.units import format_duration, format_size
 from vmcoal.together import together
 
+_LEAST = 0.1
+"""Seconds for an attach whose deadline is over when the link is measured, so that it says where it was."""
+
 
 async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResult | Plan:
     """Attach what ``request`` says, or return the plan of it. Undone as a whole if anything fails."""
@@ -42,7 +45,14 @@ async def attach(vm: Vm, request: AttachRequest, report: Progress) -> AttachResu
     steps += (2 if request.cpus else 0) + (3 if request.gpu else 0)
     notes: list[str] = []
     async with transaction(
-        vm.journal, undos(vm), "attach", request, steps=steps, deadline=request.deadline, report=report
+        vm.journal,
+        undos(vm),
+        "attach",
+        request,
+        steps=steps,
+        deadline=max(_LEAST, request.deadline - surveyed),
+        report=report,
+        asked=request.deadline,
     ) as trans:
         trans.say(
             f"{journey.lender}: round trip {format_duration(journey.link.rtt)} → node {journey.far.node} "

@@ -279,7 +279,8 @@ class Controller:
                 await pager.store(loan.region, loan.number, granted.lease, granted.memory, where, deadline=10.0)
             else:
                 await self.vm.engine.relink(granted.lease, granted.memory, where, deadline=10.0)
-            self.vm.book.put(msgspec.structs.replace(loan, port=granted.memory.port))
+            if (current := self.vm.book.get(loan.id)) is not None:
+                self.vm.book.put(msgspec.structs.replace(current, port=granted.memory.port))
 
     def _revoked(self, revoke: Revoke, lender: str) -> None:
         loan = self.vm.book.get(revoke.lease)

@@ -100,16 +100,26 @@ class Guard:
     async def _keep_copies(self, region: str, seen: PagedRegion) -> None:
         vm = self._vm
         for loan in vm.book.places(region):
-            if self._is_lost(loan, seen) and any(copy.number != loan.number for copy in seen.whole):
-                log.error("%s is lost as a place of %s; the other one has every page", loan.lease.lender, loan.device)
+            if self._is_spare(loan, seen):
                 async with vm.queued_turn(f"give up {loan.lease.lender}", brief=True):
-                    for note in await give_up(vm, loan, lost=True):
-                        log.info("%s", note)
+                    await self._give_up(loan.id, region)
         carrier = vm.book.carrier(region)
         if carrier is not None and len(vm.book.places(region)) < carrier.replicas:
             await self._replicate(carrier)
         elif region in vm.concerns:
             del vm.concerns[region]
+
+    async def _give_up(self, lease: str, region: str) -> None:
+        """Give a lost place up, if it still is: the turn may have come minutes after the look."""
+        loan, seen = self._vm.book.get(lease), await self._vm.pager("regions").region(region)
+        if loan is not None and seen is not None and self._is_spare(loan, seen):
+            log.error("%s is lost as a place of %s; the other one has every page", loan.lease.lender, loan.device)
+            for note in await give_up(self._vm, loan, lost=True):
+                log.info("%s", note)
+
+    def _is_spare(self, loan: Loan, seen: PagedRegion) -> bool:
+        """Whether a place is lost, and another one has every page."""
+        return self._is_lost(loan, seen) and any(copy.number != loan.number for copy in seen.whole)
 
     def _is_lost(self, loan: Loan, seen: PagedRegion) -> bool:
         """Whether a place will not come back: its lender says so, has other bytes, or its grace is over."""

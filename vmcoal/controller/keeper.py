@@ -135,7 +135,7 @@ class Keeper:
         self._sessions.clear()
 
     async def forget(self, lender: str) -> None:
-        """Close the session to a lender that lends nothing any more."""
+        """Send no more heartbeats to a lender that lends nothing any more; its session stays for what may come."""
         if self._book.of(lender):
             return
         task = self._beats.pop(lender, None)
@@ -219,7 +219,9 @@ class Keeper:
                 continue
             if loan.is_memory and granted.memory is not None:
                 await self._relink(loan, granted, session.peer_address)
-            back = link_changed(self._book.get(loan.id) or loan, up=True)
+            if (current := self._book.get(loan.id)) is None:
+                continue  # it was given back meanwhile
+            back = link_changed(current, up=True)
             # A GPU that was lost is unplugged: nothing comes back.
             self._book.put(msgspec.structs.replace(back, problem=loan.problem if loan.is_gpu else None))
         self._down_since.pop(lender, None)

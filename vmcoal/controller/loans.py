@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 
 from vmcoal.controller.journal import Journal, broken
+from vmcoal.machine.describe import PluggedState
 from vmcoal.model.attachment import AttachedCpu, AttachedGpu, AttachedMemory, Attachment, AttachmentState, MemoryStyle
 from vmcoal.model.gpu import GpuDevice
 from vmcoal.model.lease import Lease, LeaseEvent, LeaseState, ResourceKind, advance
 from vmcoal.model.link import Link
-from vmcoal.model.machine import Engine, MachineSpec
+from vmcoal.model.machine import CpuMode, Engine, MachineSpec
 from vmcoal.model.paging import HOME, LOCAL, LossPolicy
 from vmcoal.model.pci import HostDriver
 from vmcoal.model.units import format_size
@@ -212,6 +213,17 @@ def link_changed(loan: Loan, *, up: bool) -> Loan:
     ):
         return moved(loan, LeaseEvent.LINK_LOST)
     return loan
+
+
+def has_left(spec: MachineSpec, loan: Loan, plugged: PluggedState) -> bool:
+    """Whether QEMU no longer has what was leased. A vCPU that is parked instead of unplugged never leaves QEMU."""
+    if loan.copy:
+        return False
+    if loan.is_memory:
+        return loan.device not in plugged.devices
+    if loan.is_gpu:  # a lost one was unplugged, and is told until it is detached
+        return bool(loan.device) and loan.device not in {one.device for one in plugged.pci}
+    return spec.cpu_mode is CpuMode.HOTPLUG and (loan.node, loan.core) not in plugged.cpus
 
 
 def attachments(loans: Iterable[Loan], spec: MachineSpec) -> tuple[Attachment, ...]:

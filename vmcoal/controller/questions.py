@@ -15,10 +15,11 @@ from vmcoal.controller.api import (
 from vmcoal.controller.paging import page_fetch
 from vmcoal.controller.vm import Vm
 from vmcoal.errors import ConflictError, UnreachableError, VmcoalError
-from vmcoal.fabric.identity import lender_store
+from vmcoal.fabric.identity import LenderRecord, lender_store
 from vmcoal.model.guest import GuestCommand
 from vmcoal.policy.distance import link_distance
 from vmcoal.policy.placement import choose_node
+from vmcoal.together import together
 
 
 async def run(vm: Vm, request: ExecRequest, client: Client) -> ExecResult:
@@ -48,26 +49,23 @@ async def run(vm: Vm, request: ExecRequest, client: Client) -> ExecResult:
 
 async def offers(vm: Vm) -> list[LenderView]:
     """Return every paired lender: what it offers and where it would be, or why it does not answer."""
-    views = []
-    for record in lender_store().load():
-        view = LenderView(
-            name=record.name, address=f"{record.host}:{record.port}", grants=record.grants, reachable=False
-        )
-        try:
-            session = await vm.keeper.session(record.name, deadline=5.0)
-            link = await vm.keeper.measure(record.name, 5)
-            offer = await session.offer()
-            far = choose_node(vm.spec, vm.book.bound(), record.name, link_distance(link), None)
-        except ConflictError as error:
-            view = msgspec.structs.replace(view, reachable=True, error=str(error))
-        except VmcoalError as error:
-            view = msgspec.structs.replace(view, error=str(error))
-        else:
-            view = msgspec.structs.replace(
-                view, reachable=True, offer=offer, link=link, distance=link_distance(link), node=far.node
-            )
-        views.append(view)
-    return views
+    return await together(*(_view(vm, record) for record in lender_store().load()))
+
+
+async def _view(vm: Vm, record: LenderRecord) -> LenderView:
+    view = LenderView(name=record.name, address=record.address, grants=record.grants, reachable=False)
+    try:
+        session = await vm.keeper.session(record.name, deadline=5.0)
+        link = await vm.keeper.measure(record.name, 5)
+        offer = await session.offer()
+        far = choose_node(vm.spec, vm.book.bound(), record.name, link_distance(link), None)
+    except ConflictError as error:
+        return msgspec.structs.replace(view, reachable=True, error=str(error))
+    except VmcoalError as error:
+        return msgspec.structs.replace(view, error=str(error))
+    return msgspec.structs.replace(
+        view, reachable=True, offer=offer, link=link, distance=link_distance(link), node=far.node
+    )
 
 
 async def ping(vm: Vm, request: PingRequest) -> PingResult:

@@ -14,30 +14,18 @@ import msgspec
 from vmcoal.controller import gpu, passthrough
 from vmcoal.controller.give_back import give_back
 from vmcoal.controller.journal import OpenStep
-from vmcoal.controller.loans import Loan
+from vmcoal.controller.loans import has_left
 from vmcoal.controller.places import tidy
 from vmcoal.controller.transaction import undo_steps
 from vmcoal.controller.undo import undos
 from vmcoal.controller.vm import Vm
 from vmcoal.errors import VmcoalError
 from vmcoal.machine import memory
-from vmcoal.machine.describe import PluggedState, describe
+from vmcoal.machine.describe import describe
 from vmcoal.model.attachment import AttachmentState
-from vmcoal.model.machine import CpuMode
 from vmcoal.model.paging import LOCAL
 
 log = logging.getLogger(__name__)
-
-
-def _left(vm: Vm, loan: Loan, plugged: PluggedState) -> bool:
-    """Whether QEMU no longer has what was leased. A vCPU that is parked instead of unplugged never leaves QEMU."""
-    if loan.copy:
-        return False
-    if loan.is_memory:
-        return loan.device not in plugged.devices
-    if loan.is_gpu:  # a lost one was unplugged, and is told until it is detached
-        return bool(loan.device) and loan.device not in {one.device for one in plugged.pci}
-    return vm.spec.cpu_mode is CpuMode.HOTPLUG and (loan.node, loan.core) not in plugged.cpus
 
 
 def _leases(step: OpenStep) -> set[str]:
@@ -52,7 +40,7 @@ async def reconcile(vm: Vm) -> list[str]:
     """
     told: list[str] = []
     plugged = await describe(vm.qmp, vm.spec)
-    gone = {loan.id for loan in vm.book if _left(vm, loan, plugged)}
+    gone = {loan.id for loan in vm.book if has_left(vm.spec, loan, plugged)}
     for operation in vm.journal.open_operations():
         if operation.kind == "detach":
             # A step whose device QEMU no longer has must not be taken back; the loop below finishes it.
@@ -65,7 +53,7 @@ async def reconcile(vm: Vm) -> list[str]:
             f"{operation.kind} was interrupted and " + (f"could not be undone: {'; '.join(left)}" if left else "undone")
         )
         plugged = await describe(vm.qmp, vm.spec)
-        gone = {loan.id for loan in vm.book if _left(vm, loan, plugged)}
+        gone = {loan.id for loan in vm.book if has_left(vm.spec, loan, plugged)}
     for loan in sorted(vm.book, key=lambda x: x.copy):  # a copy goes with its memory
         if vm.book.get(loan.id) is None:
             continue

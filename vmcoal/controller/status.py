@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from vmcoal.controller import gpu
 from vmcoal.controller.guard import held
-from vmcoal.controller.loans import attachments
+from vmcoal.controller.loans import Loan, amounts, attachments, has_left
 from vmcoal.controller.paging import paging
 from vmcoal.controller.vm import Vm
 from vmcoal.errors import VmcoalError
 from vmcoal.holding.client import read_exits
 from vmcoal.layout import VmFolders
 from vmcoal.machine.describe import PluggedState, describe
+from vmcoal.model.attachment import AttachmentState
 from vmcoal.model.guest import GuestTopology
 from vmcoal.model.lease import LeaseState, ResourceKind
 from vmcoal.model.machine import CpuMode, MachineSpec
@@ -39,7 +40,7 @@ async def vm_status(vm: Vm, *, controller_pid: int) -> VmStatus:
         except VmcoalError as error:
             degraded.append(f"the guest's agent does not answer: {error}; see: vmcoal logs {vm.spec.name} console")
     activity, paged = await paging(vm)
-    degraded += _troubles(vm) + paged
+    degraded += _troubles(vm) + _gone(vm, plugged) + paged
     children = {child.id: child for child in await vm.holder.list()}
     qemu = children.get("qemu")
     return VmStatus(
@@ -109,6 +110,25 @@ def _troubles(vm: Vm) -> list[str]:
     found += vm.concerns.values()
     paused = held(vm)
     return [*found, paused] if paused else found
+
+
+def _gone(vm: Vm, plugged: PluggedState | None) -> list[str]:
+    """Return what has left the guest though nobody asked, as after a detach that had given up waiting for it."""
+    if plugged is None or vm.operation is not None:
+        return []
+    found: dict[str, list[Loan]] = {}
+    for loan in vm.book:
+        if loan.state is AttachmentState.ATTACHED and has_left(vm.spec, loan, plugged):
+            found.setdefault(loan.lease.lender, []).append(loan)
+    return [
+        f"{_amounts(loans)} of {lender} left the guest by itself; next: vmcoal detach {vm.spec.name} --from {lender}"
+        for lender, loans in found.items()
+    ]
+
+
+def _amounts(loans: list[Loan]) -> str:
+    size = sum(loan.size for loan in loans if loan.is_memory)
+    return amounts(sum(loan.is_cpu for loan in loans), size, sum(loan.is_gpu for loan in loans))
 
 
 def _nodes(vm: Vm, plugged: PluggedState | None, guest: GuestTopology | None) -> tuple[NodeStatus, ...]:
