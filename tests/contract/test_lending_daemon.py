@@ -369,6 +369,8 @@ async def test_a_forgotten_borrower(den: Lending) -> None:
     record = await den.record()
     async with session(record) as opened:
         lease = (await borrow(opened)).lease
+        with pytest.raises(UsageError, match="0 s to 24 h"):  # and nothing is forgotten
+            await den.ask("forget", ForgetRequest(name="ann", deadline=1e9), ReclaimResult)
         forgetting = asyncio.create_task(den.ask("forget", ForgetRequest(name="ann", deadline=20.0), ReclaimResult))
         await revocation(opened)
         with pytest.raises(RefusedError, match="forgotten"):

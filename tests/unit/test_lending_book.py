@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from vmcoal.errors import (
     ConflictError,
+    DeadlineError,
     ExecutionError,
     NotFoundError,
     PrerequisiteError,
@@ -23,6 +25,7 @@ from vmcoal.errors import (
     UsageError,
     VmcoalError,
 )
+from vmcoal.holding.children import ChildState, ExitEvent
 from vmcoal.lending.book import MAX_LEASES, REMEMBERED, LeaseBook
 from vmcoal.lending.desk import Desk
 from vmcoal.lending.entry import Capacity, Entry, Limits
@@ -312,6 +315,61 @@ async def test_a_lender_that_runs_long_keeps_its_journal_short(tmp_path: Path, m
     left = {e.lease.id for e in journal.load()}
     assert kept.lease.id in left
     assert len(left) < 60
+    journal.close()
+
+
+class Stuck:
+    """Servers that do not end."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def stop(self, entry: Entry) -> None:
+        raise self.error
+
+    def resident(self, entry: Entry) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("error", [ExecutionError("nbdkit does not end"), PermissionError(1, "not yours")])
+async def test_what_cannot_be_taken_is_said_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("vmcoal.lending.desk._TAKE", 0.5)
+    journal, stuck = LenderJournal(tmp_path / "j"), cast(Any, Stuck(error))
+    book = make_book(record=lambda *change: desk.record(*change))
+    desk = Desk(book, journal, stuck, stuck, metrics=LenderMetrics("den"), now=lambda: 1.0)
+    entry = active(book)
+    sweeping = asyncio.create_task(desk.sweep_forever())
+    with pytest.raises(DeadlineError, match="not everything that was lent is back") as caught:
+        await desk.take_back([entry], 0.0, "the lender ends", progress=lambda done, of: None)
+    assert f"what lease {entry.lease.id} had is not back yet: " in (caught.value.left or "")
+    assert str(error) in desk.degraded[0]
+    sweeping.cancel()
+    await asyncio.gather(sweeping, return_exceptions=True)
+    await desk.close()
+    journal.close()
+
+
+@pytest.mark.parametrize("server", ["serve", "pocld", "cuda"])
+async def test_a_server_that_the_holder_gives_up_ends_its_lease(tmp_path: Path, server: str) -> None:
+    journal, stuck = LenderJournal(tmp_path / "j"), cast(Any, Stuck(ExecutionError("no")))
+    told: list[str] = []
+    book = make_book(record=lambda *change: desk.record(*change))
+    desk = Desk(
+        book,
+        journal,
+        stuck,
+        stuck,
+        metrics=LenderMetrics("den"),
+        revoked=lambda entry, deadline: told.append(entry.lease.id),
+    )
+    lease = active(book).lease.id
+    desk.server_ended(
+        ExitEvent(id=f"{server}-{lease}", pid=1, state=ChildState.EXITED, code=1, signal=0, restarting=False)
+    )
+    assert (told, book.entry(lease).live) == ([lease], False)
+    await desk.close()
     journal.close()
 
 

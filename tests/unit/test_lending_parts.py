@@ -39,7 +39,10 @@ def test_listen_addresses(text: str, address: tuple[str, int]) -> None:
     assert parse_listen(text) == address
 
 
-@pytest.mark.parametrize("text", ["a:b", "a:70000", "[::1", "[::1]7", "a b:1", "a:", "a:-1", "a:²"])
+@pytest.mark.parametrize(
+    "text",
+    ["a:b", "a:70000", "[::1", "[::1]7", "a b:1", "a:", "a:-1", "a:²", "a:" + "1" * 5000, "a..b:1", "\0:1", "x" * 99],
+)
 def test_addresses_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="not an address"):
         parse_listen(text)
@@ -47,7 +50,7 @@ def test_addresses_that_are_none(text: str) -> None:
 
 def test_data_ports() -> None:
     assert parse_ports("6181-6199") == (6181, 6199)
-    for text in ("", "1", "2-1", "0-5", "1-70000", "a-b"):
+    for text in ("", "1", "2-1", "0-5", "1-70000", "a-b", "²-5", "1-" + "1" * 5000):
         with pytest.raises(UsageError):
             parse_ports(text)
 

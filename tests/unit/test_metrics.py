@@ -251,7 +251,9 @@ def test_what_is_gone_is_no_longer_exposed() -> None:
     assert "attic" not in metrics.exposition(msgspec.structs.replace(STATUS, attachments=()))
 
 
-@pytest.mark.parametrize("text", ["", "9464", "host:", "host:x", "host:70000", "host:١"])
+@pytest.mark.parametrize(
+    "text", ["", "9464", "host:", "host:x", "host:70000", "host:١", "host:" + "1" * 5000, "\0:1", "a..b:1"]
+)
 def test_addresses_that_are_none(text: str) -> None:
     with pytest.raises(UsageError):
         parse_address(text)

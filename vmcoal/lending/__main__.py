@@ -14,7 +14,7 @@ from vmcoal.fabric.identity import DEFAULT_PORT
 from vmcoal.layout import LenderFolders, lender_folders
 from vmcoal.lending.entry import Capacity
 from vmcoal.model.gpu import PROGRAMS, GpuLimits
-from vmcoal.model.units import parse_size
+from vmcoal.model.units import is_host, parse_port, parse_size
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,17 +104,18 @@ def parse_listen(text: str) -> tuple[str, int]:
         port = rest[1:] if rest else port
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
-    if not (port.isascii() and port.isdigit() and int(port) < 65536) or any(c.isspace() for c in host):
+    number = parse_port(port)
+    if number is None or not (host == "" or is_host(host)):
         raise UsageError(f"{text!r} is not an address to listen on", hint="write it as 192.0.2.7:6180 or [::1]:6180")
-    return "" if host == "*" else host, int(port)
+    return "" if host == "*" else host, number
 
 
 def parse_ports(text: str) -> tuple[int, int]:
     """Return first and last port of FIRST-LAST; raises `UsageError`."""
-    first, dash, last = text.partition("-")
-    if not (dash and first.isdigit() and last.isdigit() and 0 < int(first) <= int(last) < 65536):
+    first, last = map(parse_port, text.partition("-")[::2])
+    if not first or not last or first > last:
         raise UsageError(f"{text!r} is not a range of ports", hint="write it as 6181-6199")
-    return int(first), int(last)
+    return first, last
 
 
 if __name__ == "__main__":

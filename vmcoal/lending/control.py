@@ -143,6 +143,7 @@ class Commands:
 
     async def _forget(self, params: dict[str, Any], client: Client) -> ReclaimResult:
         request = msgspec.convert(params, ForgetRequest)
+        _check_deadline(request.deadline)
         # From here on its key is refused; its open sessions stay as long as they have something to give back.
         record = self._store.remove(request.name)
         entries = [entry for entry in self._desk.book.live() if entry.lease.borrower == record.name]
@@ -185,7 +186,6 @@ class Commands:
             raise
 
     async def _take_back(self, entries: list[Entry], deadline: float, reason: str, client: Client) -> ReclaimResult:
-        _check_deadline(deadline)
         return await self._desk.take_back(entries, deadline, reason, progress=_progress(client.report))
 
     def _set_cordon(self, cordoned: bool) -> None:

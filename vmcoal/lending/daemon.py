@@ -228,6 +228,8 @@ class Lender:
                 if result.taken:
                     log.warning("taken from borrowers that did not give back in time: %s", ", ".join(result.taken))
                 await sessions.settle(1.0)
+            except VmcoalError as error:
+                log.error("%s: %s", error, error.left)
             finally:
                 self._stopping.set()
 

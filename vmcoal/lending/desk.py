@@ -16,7 +16,7 @@ from vmcoal.holding.children import ExitEvent
 from vmcoal.lending.api import ReclaimResult
 from vmcoal.lending.book import LeaseBook
 from vmcoal.lending.entry import Entry
-from vmcoal.lending.gpu_server import SERVER, GpuServers
+from vmcoal.lending.gpu_server import GpuServers, lease_of
 from vmcoal.lending.journal import KEPT_ROWS, LenderJournal
 from vmcoal.lending.memory_server import MemoryServers
 from vmcoal.metrics.lender import LenderMetrics
@@ -28,6 +28,8 @@ log = logging.getLogger("vmcoal.lending")
 
 _GRANT_DEADLINE = 60.0
 _CHEAT_DEADLINE = 30.0
+_TAKE = 20.0
+"""Seconds that taking leases may need beyond the deadline of their borrowers."""
 _RETRY = 2.0
 _PAUSE = 0.01
 
@@ -161,8 +163,9 @@ class Desk:
     ) -> ReclaimResult:
         """Revoke leases and wait until each is back or taken; ``progress`` is told how many of how many are.
 
-        Cancelling it leaves the revocations as they are.
+        Cancelling it leaves the revocations as they are. Raises `DeadlineError` where what they had cannot be taken.
         """
+        ends = time.monotonic() + deadline + _TAKE
         for entry in entries:
             self.revoke(entry, deadline, reason)
         ids, last = [entry.lease.id for entry in entries], -1
@@ -176,9 +179,20 @@ class Desk:
                     progress(len(ids) - left, len(ids))
                 if not left:
                     break
-                await changed.wait()
+                try:
+                    async with asyncio.timeout(max(0.0, ends - time.monotonic())):
+                        await changed.wait()
+                except TimeoutError:
+                    raise self._not_back(found) from None
         taken = [e.lease.id for e in found if e.lease.state in (LeaseState.FORCE_RELEASED, LeaseState.EXPIRED)]
         return ReclaimResult(released=tuple(lease for lease in ids if lease not in taken), taken=tuple(taken))
+
+    def _not_back(self, entries: list[Entry]) -> DeadlineError:
+        held = [entry.lease.id for entry in entries if entry.held]
+        told = [self._troubles.get(f"reclaim {lease}", f"what lease {lease} had is not back yet") for lease in held]
+        return DeadlineError(
+            "not everything that was lent is back", left="; ".join(told), hint="it is tried again: vmcoal lend status"
+        )
 
     # For the daemon
 
@@ -205,7 +219,7 @@ class Desk:
 
     def server_ended(self, event: ExitEvent) -> None:
         """Take note of the end of a lease's server; one that the holder gave up is the end of its lease."""
-        lease = event.id.removeprefix("serve-").removeprefix(SERVER)
+        lease = lease_of(event.id)
         entry = next((e for e in self.book.live() if e.lease.id == lease), None)
         if entry is None or entry.lease.state is LeaseState.REQUESTED or self._reviving.locked():
             return
@@ -327,9 +341,10 @@ class Desk:
             self.metrics.reclaimed(entry.lease.kind, time.monotonic() - began)
             self._troubles.pop(trouble, None)
             self._troubles.pop(f"serve {lease}", None)
-        except VmcoalError as error:
-            log.error("lease %s is over, but what it had is not back: %s", lease, error)
-            self._troubles[trouble] = f"what lease {lease} had is not back yet: {error.message}"
+        except Exception as error:
+            defect = None if isinstance(error, VmcoalError) else error
+            log.error("lease %s is over, but what it had is not back: %s", lease, error, exc_info=defect)
+            self._troubles[trouble] = f"what lease {lease} had is not back yet: {error}"
 
     def _spare_the_connected(self) -> None:
         """Take no lease from a VM whose data connection lives: only its controller is silent, and will be back."""

@@ -227,6 +227,13 @@ class GpuServers(LeaseServers[GpuServer]):
         return self._folders.runtime / f"gpu-{lease}"
 
 
+def lease_of(child: str) -> str:
+    """Return the lease that a child of the holder works for."""
+    for prefix in (BRIDGE, SERVER, CUDA):
+        child = child.removeprefix(prefix)
+    return child
+
+
 def _children(lease: str, device: GpuDevice | None = None) -> list[str]:
     """Return the ids of a lease's children: those for ``device``, or all that there may be."""
     wanted = [(BRIDGE, True), (SERVER, not device or device.opencl), (CUDA, not device or device.cuda is not None)]

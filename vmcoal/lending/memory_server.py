@@ -123,17 +123,18 @@ class MemoryServers(LeaseServers[MemoryServer]):
     @contextlib.contextmanager
     def _opened(self, entry: Entry, flags: int = 0) -> Iterator[int]:
         lease, file = entry.lease, self.file(entry)
-        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
         try:
-            yield descriptor
+            descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+            try:
+                yield descriptor
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise ExecutionError(
                 f"{format_size(lease.amount)} cannot be reserved in {file.parent}: {error.strerror}",
                 host=lease.lender,
                 hint="lend less, or make the tmpfs larger: mount -o remount,size=… /dev/shm",
             ) from error
-        finally:
-            os.close(descriptor)
 
     async def _serve(self, entry: Entry, port: int) -> int:
         lease = entry.lease.id

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from vmcoal.errors import ConflictError, PrerequisiteError, UsageError, VmcoalError
+from vmcoal.model.units import is_host, parse_port
 
 _HEADER_LIMIT = 8192
 _DEADLINE = 10.0
@@ -18,9 +19,10 @@ _DEADLINE = 10.0
 def parse_address(address: str) -> tuple[str, int]:
     """Return host and port of ``HOST:PORT`` or ``[IPV6]:PORT``; raises `UsageError`."""
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    host, number = host.strip("[]") or "127.0.0.1", parse_port(port)
+    if not colon or number is None or not is_host(host):
         raise UsageError(f"{address!r} is not an address", hint="write it as 127.0.0.1:9464")
-    return host.strip("[]") or "127.0.0.1", int(port)
+    return host, number
 
 
 def check_address(address: str) -> None:

@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them."""
+"""Sizes, durations, hosts and ports as people write them."""
 
 from __future__ import annotations
 
@@ -51,6 +51,20 @@ def parse_duration(text: str) -> float:
     if not match or float(match[1]) <= 0:
         raise UsageError(f"{text!r} is not a duration", hint="write it as 30s, 5m or 200ms")
     return float(match[1]) * _SECONDS[match[2].lower()]
+
+
+def parse_port(text: str) -> int | None:
+    """Return a TCP port, 0 for any, or ``None`` for text that is none."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else 1 << 16
+    return number if number < 1 << 16 else None
+
+
+def is_host(text: str) -> bool:
+    """Return whether ``text`` can be the name or address of a host, whether or not there is one."""
+    try:
+        return text.isprintable() and " " not in text and bool(text.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def format_duration(seconds: float) -> str:
