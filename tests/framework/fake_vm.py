@@ -303,6 +303,10 @@ class FakeKeeper(Keeper):
         super().__init__(vm, book, relink=relink, revoked=lambda *args: None, changed=lambda: None)
         self._lenders = lenders
         self._fuse = fuse
+        self.owed: list[tuple[str, str, int]] = []
+
+    def owe(self, lender: str, lease: str, epoch: int) -> None:
+        self.owed.append((lender, lease, epoch))
 
     def records(self) -> list[LenderRecord]:
         return [LenderRecord(name=name, host="127.0.0.1", port=1, host_key="", grants=ALL) for name in self._lenders]

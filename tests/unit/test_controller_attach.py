@@ -528,8 +528,10 @@ async def test_a_lender_that_is_gone_does_not_hold_up_a_detach(world: FakeVm) ->
     vm = world.controller()
     await attached(world, vm)
     world.lenders["attic"].reachable = False
+    leases = {loan.id for loan in vm.book}
     result = await detached(world, vm)
     assert any("was not told" in note for note in result.notes)
+    assert {lease for _, lease, _ in vm.keeper.owed} == leases, "it is told when it answers again"  # type: ignore[attr-defined]
     assert len(vm.book) == 0
     assert world.engine.regions == set()
 
@@ -580,6 +582,20 @@ async def test_a_lender_that_does_not_answer(world: FakeVm) -> None:
     world.lenders["attic"].reachable = False
     with pytest.raises(UnreachableError, match="does not answer"):
         await attach(world.controller(), BOTH, world.report)
+
+
+async def test_a_lender_that_is_killed_meanwhile_gets_its_lease_back(world: FakeVm) -> None:
+    vm, lender = world.controller(), world.lenders["attic"]
+
+    def killed(call: str, lease: Lease) -> Lease:
+        lender.reachable = False
+        return lease
+
+    lender.lies = killed
+    with pytest.raises(UnreachableError):
+        await attach(vm, AttachRequest(memory=GIB, deadline=10.0), world.report)
+    assert [name for name, _, _ in vm.keeper.owed] == ["attic"]  # type: ignore[attr-defined]
+    assert len(vm.book) == 0
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from vmcoal.controller.attach import attach
 from vmcoal.controller.daemon import Controller
 from vmcoal.controller.guard import Guard
 from vmcoal.controller.guest import GuestKeeper
+from vmcoal.controller.keeper import Keeper
 from vmcoal.errors import DeadlineError, ExecutionError, RefusedError, UnreachableError
 from vmcoal.fabric.messages import Revoke
 from vmcoal.model.attachment import AttachRequest
@@ -150,6 +151,53 @@ async def test_what_is_given_back_while_its_lender_comes_back_stays_so(world: Fa
     await vm.keeper._resume("attic", Resumes(world.lenders["attic"], "web", world.fuse))
     assert given_back not in {loan.id for loan in vm.book}
     assert len(vm.book) == 1
+
+
+async def test_a_lender_that_could_not_be_told_is_when_it_answers_again(
+    world: FakeVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmcoal.controller.keeper._RETRY_FIRST", 0.0)
+    vm = world.controller()
+    await attach(vm, AttachRequest(cpus=1, deadline=10.0), world.report)
+    (loan,) = vm.book
+    vm.book.drop(loan.id)
+    silent, told = (
+        [UnreachableError("the link is cut"), DeadlineError("no answer"), ConnectionResetError()],
+        asyncio.Event(),
+    )
+
+    class Releases(FakeSession):
+        async def release(self, lease: str, epoch: int, *, deadline: float = 10.0) -> Any:
+            if silent:
+                raise silent.pop()
+            after = await super().release(lease, epoch)
+            told.set()
+            return after
+
+    class Owes(FakeKeeper):
+        owe = Keeper.owe
+
+        async def session(self, lender: str, *, deadline: float = 10.0) -> Any:
+            return Releases(self._lenders[lender], self._vm, self._fuse)
+
+    keeper = Owes("web", vm.book, world.lenders, world.fuse)
+    with pytest.raises(OSError):
+        await keeper.release("attic", loan.id, loan.lease.epoch)
+    with pytest.raises(DeadlineError):
+        await keeper.release("attic", loan.id, loan.lease.epoch)
+    async with asyncio.timeout(60):
+        await told.wait()
+    assert not list(world.lenders["attic"].book.live())
+    await keeper.close()
+
+
+async def test_a_lease_that_its_lender_does_not_know_any_more_is_not_owed(
+    world: FakeVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmcoal.controller.keeper._RETRY_FIRST", 0.0)
+    keeper = FakeKeeper("web", world.controller().book, world.lenders, world.fuse)
+    async with asyncio.timeout(60):
+        await keeper._settle("attic", "m0", 1)
 
 
 async def test_a_monitor_that_does_not_answer_is_asked_again(world: FakeVm, monkeypatch: pytest.MonkeyPatch) -> None:

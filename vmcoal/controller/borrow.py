@@ -52,10 +52,11 @@ async def release(vm: Vm, loan: Loan, *, deadline: float = 5.0, deaf: dict[str, 
     afterwards."""
     deaf = {} if deaf is None else deaf
     note = deaf.get(loan.lease.lender)
-    if loan.leased and note is None:
+    if loan.leased and note is not None:
+        vm.keeper.owe(loan.lease.lender, loan.id, loan.lease.epoch)
+    elif loan.leased:
         try:
-            session = await vm.keeper.session(loan.lease.lender, deadline=deadline)
-            await session.release(loan.id, loan.lease.epoch, deadline=deadline)
+            await vm.keeper.release(loan.lease.lender, loan.id, loan.lease.epoch, deadline=deadline)
         except (UnreachableError, DeadlineError, NotFoundError, RefusedError) as error:
             note = untold(loan.lease.lender, error)
             if isinstance(error, UnreachableError | DeadlineError):
@@ -66,4 +67,6 @@ async def release(vm: Vm, loan: Loan, *, deadline: float = 5.0, deaf: dict[str, 
 
 def untold(lender: str, error: VmcoalError) -> str:
     """Return what is said of a lender that could not be told that its lease is over."""
-    return f"{lender} was not told ({error}); it takes the lease back when its time is over"
+    return (
+        f"{lender} was not told ({error}); it is when it answers again, or takes the lease back when its time is over"
+    )

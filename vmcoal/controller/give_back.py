@@ -54,17 +54,19 @@ async def give_back(
 async def by_force(vm: Vm, loan: Loan, error: VmcoalError, deaf: dict[str, str]) -> str:
     """Give a lease back although the guest still uses it; raises ``error`` for what is no lender's.
 
-    The lenders that are ``deaf`` are not told; one that does not answer is among them afterwards.
+    The lenders that are ``deaf`` are told later; one that does not answer is among them afterwards.
     """
     if loan.is_passthrough:
         error.hint = f"only its end takes it from a guest that holds on to it: vmcoal shutdown {vm.spec.name} --force"
         raise error
     for place in places_of(vm, loan):
-        if not place.leased or place.lease.lender in deaf:
+        if not place.leased:
+            continue
+        if place.lease.lender in deaf:
+            vm.keeper.owe(place.lease.lender, place.id, place.lease.epoch)
             continue
         try:
-            session = await vm.keeper.session(place.lease.lender, deadline=_TELL)
-            await session.release(place.id, place.lease.epoch, deadline=_TELL)
+            await vm.keeper.release(place.lease.lender, place.id, place.lease.epoch, deadline=_TELL)
         except VmcoalError as refused:
             log.warning("release of %s: %s", place.id, refused)
             if isinstance(refused, UnreachableError | DeadlineError):

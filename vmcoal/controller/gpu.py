@@ -17,7 +17,15 @@ from vmcoal.backends import opencl
 from vmcoal.controller.loans import Loan
 from vmcoal.controller.transaction import Transaction
 from vmcoal.controller.vm import Vm
-from vmcoal.errors import ExecutionError, NotFoundError, PrerequisiteError, RefusedError, UnreachableError, VmcoalError
+from vmcoal.errors import (
+    DeadlineError,
+    ExecutionError,
+    NotFoundError,
+    PrerequisiteError,
+    RefusedError,
+    UnreachableError,
+    VmcoalError,
+)
 from vmcoal.fabric.messages import Granted
 from vmcoal.guest import gpu as guest_gpu
 from vmcoal.guest import pci as guest_pci
@@ -219,9 +227,8 @@ async def lost(vm: Vm, loan: Loan) -> None:
         problem += f"; it could not be unplugged: {error}"
         device = loan.device
     try:
-        session = await vm.keeper.session(loan.lease.lender, deadline=3.0)
-        await session.release(loan.id, loan.lease.epoch)
-    except (UnreachableError, NotFoundError, RefusedError) as error:
+        await vm.keeper.release(loan.lease.lender, loan.id, loan.lease.epoch, deadline=3.0)
+    except (UnreachableError, DeadlineError, NotFoundError, RefusedError) as error:
         log.info("lease %s ends by itself: %s", loan.id, error)
     current = vm.book.get(loan.id) or loan
     vm.book.put(

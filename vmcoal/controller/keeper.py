@@ -18,6 +18,7 @@ import msgspec
 from vmcoal.controller.loans import Loan, LoanBook, link_changed
 from vmcoal.errors import (
     ConflictError,
+    DeadlineError,
     ExecutionError,
     NotFoundError,
     RefusedError,
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 _CONNECT = 10.0
 _HANG_UP = 0.5
 _RETRY_FIRST, _RETRY_MAX = 0.5, 5.0
+_OWED = 600.0
+"""Seconds for which a lender is tried that could not be told; its own clock ends most leases before."""
 
 Relink = Callable[[Loan, Granted, str], Awaitable[None]]
 Revoked = Callable[[Revoke, str], None]
@@ -57,6 +60,7 @@ class Keeper:
         self._locks: dict[str, asyncio.Lock] = {}
         self._beats: dict[str, asyncio.Task[None]] = {}
         self._down_since: dict[str, float] = {}
+        self._owed: set[asyncio.Task[None]] = set()
         self.links: dict[str, Link] = {}
         self.notices: dict[str, str] = {}
 
@@ -117,6 +121,24 @@ class Keeper:
         if task is None or task.done():
             self._beats[lender] = asyncio.create_task(self._keep(lender), name=f"heartbeat {lender}")
 
+    async def release(self, lender: str, lease: str, epoch: int, *, deadline: float = _CONNECT) -> None:
+        """Give a lease back to ``lender`` within ``deadline`` seconds.
+
+        Raises what the session raises. One that did not answer (`UnreachableError`, `DeadlineError`) is told later.
+        """
+        try:
+            session = await self.session(lender, deadline=deadline)
+            await session.release(lease, epoch, deadline=deadline)
+        except (UnreachableError, DeadlineError):
+            self.owe(lender, lease, epoch)
+            raise
+
+    def owe(self, lender: str, lease: str, epoch: int) -> None:
+        """Give a lease back as soon as its lender answers again, so that it need not wait until the grace is over."""
+        task = asyncio.create_task(self._settle(lender, lease, epoch), name=f"release {lease}")
+        self._owed.add(task)
+        task.add_done_callback(self._owed.discard)
+
     def down_for(self, lender: str) -> float | None:
         """Return for how many seconds ``lender`` has been unreachable, or ``None`` if it answers."""
         since = self._down_since.get(lender)
@@ -124,7 +146,7 @@ class Keeper:
 
     async def close(self) -> None:
         """End heartbeats and sessions; leases stay as they are."""
-        beats = list(self._beats.values())
+        beats = [*self._beats.values(), *self._owed]
         for task in beats:
             task.cancel()
         await asyncio.gather(*beats, return_exceptions=True)
@@ -164,6 +186,25 @@ class Keeper:
                 await self._hang_up(lender)
                 await asyncio.sleep(retry)
                 retry = min(retry * 2, _RETRY_MAX)
+
+    async def _settle(self, lender: str, lease: str, epoch: int) -> None:
+        retry = _RETRY_FIRST
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_OWED):
+                while True:
+                    await asyncio.sleep(retry)
+                    retry = min(retry * 2, _RETRY_MAX)
+                    try:
+                        session = await self.session(lender)
+                        await session.release(lease, epoch)
+                    except (UnreachableError, DeadlineError, OSError):
+                        await self._hang_up(lender)
+                    except VmcoalError as error:
+                        log.info("lease %s is over: %s", lease, error)
+                        return
+                    else:
+                        log.info("lease %s was given back to %s, which answers again", lease, lender)
+                        return
 
     def _stale(self, lender: str) -> bool:
         return any(loan.lease.state is LeaseState.UNREACHABLE for loan in self._book.of(lender))

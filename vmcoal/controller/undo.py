@@ -39,8 +39,8 @@ def undos(vm: Vm) -> dict[str, Undo]:
         # A request is idempotent by its token: asking again names the lease, also for one granted to a dead controller.
         granted = vm.granted.pop(data["token"], None)
         try:
-            session = await vm.keeper.session(data["lender"])
             if granted is None:
+                session = await vm.keeper.session(data["lender"])
                 reply = await session.request(
                     ResourceKind(data["kind"]),
                     data["amount"],
@@ -50,11 +50,13 @@ def undos(vm: Vm) -> dict[str, Undo]:
                 )
                 granted = reply.lease.id, reply.lease.epoch
             if vm.book.get(granted[0]) is None:
-                await session.release(*granted)
+                await vm.keeper.release(data["lender"], *granted)
         except (RefusedError, NotFoundError, ConflictError):
             return  # it was never granted, or is over already
         except UnreachableError as error:
-            log.warning("%s: its lease ends by itself when its time to live is over", error)
+            log.warning(
+                "%s: its lease is given back when it answers again, or ends when its time to live is over", error
+            )
 
     async def book(data: dict[str, Any]) -> None:
         loan = vm.book.get(data["lease"])
