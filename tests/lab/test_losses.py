@@ -217,6 +217,8 @@ def test_a_controller_or_lender_killed_in_the_middle_of_an_attach(lab: Lab, seed
     lab.wait(lambda: not (status := lab.guest()).operation and not status.degraded, "the recovery")
     if lab.guest().attachments:
         lab.detach("--all")
+    # One that was dead when the attach was undone is told as soon as it answers again.
+    lab.wait(lambda: not lab.lender("host2").leases, "the lender having everything back")
 
 
 def test_a_lender_whose_power_is_cut(lab: Lab) -> None:
