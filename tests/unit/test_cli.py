@@ -528,6 +528,23 @@ def test_delete() -> None:
     assert vmcoal("delete", "web", "--yes").code == 4
 
 
+def test_delete_waits_for_a_controller_that_gives_back(controller: Start) -> None:
+    controller({})
+    done = vmcoal("delete", "web", "--yes")
+    assert (done.code, layout.vm_folders("web").spec.exists()) == (5, True)
+    assert "vmcoal shutdown web" in done.err
+
+
+def test_granular_by_default_is_for_memory(controller: Start) -> None:
+    layout.config_file().parent.mkdir(parents=True, exist_ok=True)
+    layout.config_file().write_text("[attach]\ngranular = true\n")
+    attached = AttachResult(attachment=ATTACHMENT, cpus_added=1, memory_added=0, verified=True)
+    fake = controller({"attach": [result(attached)]})
+    for options, style in ((("--cpus", "1"), "dimm"), (("--memory", "1G"), "granular")):
+        assert vmcoal("attach", "web", *options).code == 0
+        assert fake.last("attach")["style"] == style
+
+
 def test_delete_takes_nothing_away_before_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     cleaned: list[Leftovers] = []
     left = Leftovers("web", True, ())

@@ -134,7 +134,7 @@ def attach(
         raise UsageError("--replica-on is where a second place is", hint="leave out --replicas 1")
     defaults = load_config().attach
     if granular is None:
-        granular = defaults.granular
+        granular = defaults.granular and memory is not None
     request = AttachRequest(
         lender=lender,
         cpus=cpus or 0,

@@ -104,7 +104,7 @@ def delete(vm: str, yes: bool, dry_run: bool) -> None:
     """Remove a stopped VM: its spec, disk layer, keys and logs. The image it was made from stays."""
     name = resolve_vm(vm)
     folders = layout.vm_folders(name)
-    if holder_lives(name):
+    if holder_lives(name) or controller_lives(name):  # that of a VM that ended gives back what it had
         raise ConflictError(f"VM {name} runs", hint=f"vmcoal shutdown {name}")
     size = folders.overlay.stat().st_size if folders.overlay.exists() else 0
     disk = f", its disk layer of {size >> 20} MiB included" if size else ""

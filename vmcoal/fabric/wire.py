@@ -209,7 +209,7 @@ def _check_offer(offer: Offer) -> None:
 
 
 def _check_gpu(device: GpuDevice) -> None:
-    for text in (device.name, device.vendor, device.driver):
+    for text in (device.name, device.vendor, device.driver, device.address):
         _need(len(text) <= _GPU_TEXT_MAX and text.isprintable(), "an ill-formed name of a GPU")
     _need(0 <= device.memory <= LARGEST_AMOUNT, "a GPU's memory out of range")
     _need(0 <= device.platform <= _GPUS_MAX and 0 <= device.index <= _GPUS_MAX, "a GPU's number out of range")
