@@ -629,7 +629,8 @@ BAD = [
     (("attach", "--memroy", "1"), 2, "--memory"),
     (("detach", "a", "b"), 2, "extra argument"),
     (("completion", "csh"), 2, "'csh'"),
-    (("tune", "web", "--on-loss", "poison"), 2, "--on-loss: 'poison' is not one of 'stall', 'pause'"),
+    (("tune", "web", "--on-loss", "poison"), 2, "its kernel panics of it"),
+    (("tune", "web", "--on-loss", "panic"), 2, "--on-loss: 'panic' is not one of 'stall', 'pause'"),
 ]
 
 

@@ -103,6 +103,19 @@ class _Place(_Name):
         return text if text in self.here else super()._check(text)
 
 
+class _LossPolicies(click.Choice[str]):
+    """The loss policies. ``poison``, which userfaultfd has and people look for, is refused with the reason."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == "poison":
+            raise UsageError(
+                "--on-loss poison would end the guest: KVM reports the memory error of a late page to whatever the "
+                "guest does by then, and its kernel panics of it",
+                hint="stall or pause; or a second place for the pages, so that none is lost: --replicas 2",
+            )
+        return super().convert(value, param, ctx)
+
+
 def _completing(known: Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
     """Return what `click.argument` takes as ``shell_complete``: those of ``known`` that begin as what was typed."""
     return lambda ctx, param, incomplete: [name for name in known() if name.startswith(incomplete)]
@@ -193,7 +206,7 @@ output_option = click.option(
 )
 on_loss_option = click.option(
     "--on-loss",
-    type=click.Choice([policy.value for policy in LossPolicy]),
+    type=_LossPolicies([policy.value for policy in LossPolicy]),
     help="What touching a page that no lender gives does: it waits (stall), or the whole VM waits (pause).",
 )
 compress_option = click.option(
