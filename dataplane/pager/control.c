@@ -132,10 +132,13 @@ static bool do_map(struct call *call)
 		region = region_by_file(call->engine, info.st_dev, info.st_ino);
 	if (!region)
 		return refuse(call->why, ENOENT, "this file is no region");
+	/* Before the descriptor that is kept is replaced. */
+	if (region->faults >= 0)
+		return refuse(call->why, EBUSY, "region %s is mapped already", region->id);
 	if (!keep_put(call->control->holder, kept_name(name, region->id, "faults"), call->packet->fds[0]))
 		return refuse(call->why, EIO, "the holder does not keep the userfaultfd of region %s", region->id);
 	if (!region_map(call->engine, region, take(call, 0), call->order->base, call->order->length))
-		return refuse(call->why, EBUSY, "region %s is mapped already, or shorter than its file", region->id);
+		return refuse(call->why, EBUSY, "the mapping of region %s is shorter than its file", region->id);
 	reply_field(call->reply, "id=%s", region->id);
 	return true;
 }

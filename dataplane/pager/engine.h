@@ -293,8 +293,9 @@ struct link *view_link(struct view *view, unsigned store, bool demand);
 /* fault.c */
 void fault_happened(struct lane *lane, struct view *view, uint32_t page, enum page_event event);
 void faults_resume(struct lane *lane);
-void install(struct lane *lane, struct region *region, struct batch batch);
-/* The same for pages that were on standby; their place is free then. */
+/* False: there was no memory for all of them. */
+bool install(struct lane *lane, struct region *region, struct batch batch);
+/* The same for a page that was on standby; its place is free then. */
 void install_found(struct lane *lane, struct region *region, struct batch batch, uint32_t slot);
 
 /* fetch.c */
@@ -379,6 +380,8 @@ void aside_cool(struct engine *engine);
  * RUN_MAX pages. A page that is there already stays, and its threads are woken. */
 uint32_t memory_install(const struct region *region, uint32_t page, uint32_t count, const char *bytes, bool protect);
 void memory_protect(const struct region *region, uint32_t page, uint32_t count, bool protect);
+/* Of a region that is being mapped, by the descriptor that nobody else uses yet. */
+void memory_unprotect_all(const struct region *region, int faults);
 void memory_drop(const struct region *region, uint32_t page, uint32_t count);
 /* Whoever touches the page gets SIGBUS, also who waits for it now. */
 void memory_poison(const struct region *region, uint32_t page);
@@ -439,6 +442,8 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 /* QEMU maps it at `base`; takes the userfaultfd. Everything that is in the file is taken for modified. */
 bool region_map(struct engine *engine, struct region *region, int faults, uint64_t base, uint64_t length);
 void region_unmap(struct engine *engine, struct region *region);
+/* What is here may be evicted from now on, unless the region is at home. */
+void region_let_leave(struct engine *engine, struct region *region);
 bool region_remove(struct engine *engine, struct region *region);
 void region_discard(struct engine *engine, struct region *region, uint32_t page, uint32_t count);
 /* Change the store of a number; NULL takes it away. What was lost may be there after all. */

@@ -50,19 +50,23 @@ static void starve(struct engine *engine, struct region *region, const struct ba
 	pthread_mutex_unlock(&engine->lock);
 }
 
-void install(struct lane *lane, struct region *region, struct batch batch)
+bool install(struct lane *lane, struct region *region, struct batch batch)
 {
 	uint32_t installed = memory_install(region, batch.page, batch.count, batch.bytes, batch.protect);
 
 	if (installed < batch.count)
 		starve(lane->engine, region, &batch, installed);
 	table_release(lane->engine, region, batch.page, batch.count, true, batch.demand);
+	return installed == batch.count;
 }
 
 void install_found(struct lane *lane, struct region *region, struct batch batch, uint32_t slot)
 {
 	batch.bytes = standby_bytes(&lane->engine->standby, slot);
-	install(lane, region, batch);
+	batch.before = PAGE_STANDBY;
+	/* Without memory for it, it is on standby again, and perhaps nobody else has it. */
+	if (!install(lane, region, batch))
+		return;
 	pthread_mutex_lock(&lane->engine->lock);
 	standby_free(&lane->engine->standby, slot);
 	pthread_mutex_unlock(&lane->engine->lock);
@@ -173,11 +177,12 @@ void faults_resume(struct lane *lane)
 		memmove(engine->deferred + i, engine->deferred + i + 1,
 			(--engine->deferred_count - i) * sizeof fault);
 		view = lane->views[fault.region->slot];
-		pthread_mutex_unlock(&engine->lock);
-		if (view && view->region == fault.region)
-			fault_happened(lane, view, fault.page, fault.event);
-		else
+		/* Under the lock, because nothing else keeps a region of which this lane has no view. */
+		if (!view)
 			memory_wake(fault.region, fault.page, 1);
+		pthread_mutex_unlock(&engine->lock);
+		if (view)
+			fault_happened(lane, view, fault.page, fault.event);
 	}
 }
 

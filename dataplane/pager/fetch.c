@@ -156,7 +156,7 @@ void fetch_fail(struct lane *lane, struct operation *operation)
 	struct view *view = operation->view;
 	struct region *region = view->region;
 	uint32_t poisoned[RUN_MAX], marked = 0;
-	bool lost = !region->closing;
+	bool lost = !region->closing, wake = false;
 
 	pthread_mutex_lock(&engine->lock);
 	table_settle(engine, region, operation->page, operation->count);
@@ -171,6 +171,7 @@ void fetch_fail(struct lane *lane, struct operation *operation)
 
 		if (dropped)
 			trim_later(engine, region, page, 1);
+		wake |= step.action == ACTION_WAKE;
 		if (step.next == PAGE_LOST && region->poison)
 			step = table_step(engine, region, page, EVENT_POISON);
 		if (step.action == ACTION_POISON) {
@@ -182,7 +183,7 @@ void fetch_fail(struct lane *lane, struct operation *operation)
 	}
 	pthread_mutex_unlock(&engine->lock);
 	poison_pages(engine, region, poisoned, marked);
-	if (!lost)
+	if (wake)
 		memory_wake(region, operation->page, operation->count);
 	operation_free(lane, operation);
 }

@@ -35,19 +35,16 @@ void region_home(struct engine *engine, struct region *region, bool on)
 	if (region->home != on)
 		recount(engine, region, on);
 	region->home = on;
-	for (uint32_t page = 0; page < region->pages; page++) {
-		uint32_t id = region->first + page;
-
+	for (uint32_t page = 0; on && page < region->pages; page++) {
 		if (!(page % CHUNK)) {
 			pthread_mutex_unlock(&engine->lock);
 			pthread_mutex_lock(&engine->lock);
 		}
-		if (on)
-			policy_leave(&engine->policy, id);
-		else if (page_resident(engine->states[id] & PAGE_STATE_MASK))
-			policy_insert(&engine->policy, id, false);
+		policy_leave(&engine->policy, region->first + page);
 	}
 	pthread_mutex_unlock(&engine->lock);
+	if (!on)
+		region_let_leave(engine, region);
 	engine_changed(engine);
 }
 

@@ -71,15 +71,25 @@ uint32_t memory_install(const struct region *region, uint32_t page, uint32_t cou
 	return (uint32_t)((to - address(region, page)) / PAGE_SIZE);
 }
 
-void memory_protect(const struct region *region, uint32_t page, uint32_t count, bool protect)
+static void protect_range(int faults, uint64_t start, uint64_t length, bool protect)
 {
 	struct uffdio_writeprotect change = {
-		.range = {address(region, page), (uint64_t)count * PAGE_SIZE},
+		.range = {start, length},
 		.mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
 	};
 
-	while (region->faults >= 0 && ioctl(region->faults, UFFDIO_WRITEPROTECT, &change) < 0 && errno == EAGAIN)
+	while (faults >= 0 && ioctl(faults, UFFDIO_WRITEPROTECT, &change) < 0 && errno == EAGAIN)
 		;
+}
+
+void memory_protect(const struct region *region, uint32_t page, uint32_t count, bool protect)
+{
+	protect_range(region->faults, address(region, page), (uint64_t)count * PAGE_SIZE, protect);
+}
+
+void memory_unprotect_all(const struct region *region, int faults)
+{
+	protect_range(faults, address(region, 0), (uint64_t)region->pages * PAGE_SIZE, false);
 }
 
 /* Of Linux 6.6; the headers may be older than the kernel. */

@@ -106,9 +106,13 @@ void policy_return(struct policy *policy, uint32_t page)
 
 void policy_forget(struct policy *policy, uint32_t page)
 {
+	static const struct policy_node nothing;
+
 	if (policy->nodes[page].queue)
 		take(policy, page);
-	policy->nodes[page] = (struct policy_node){0};
+	/* A page that never was here has no memory for what is known of it. */
+	if (memcmp(&policy->nodes[page], &nothing, sizeof nothing) != 0)
+		policy->nodes[page] = nothing;
 }
 
 bool policy_asked(const struct policy *policy, uint32_t page)

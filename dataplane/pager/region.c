@@ -34,13 +34,17 @@ bool engine_init(struct engine *engine, uint32_t budget, unsigned lanes, int64_t
 {
 	struct policy_node *nodes = reserve(sizeof *nodes << POLICY_ID_BITS);
 	long pages = sysconf(_SC_PHYS_PAGES);
+	pthread_condattr_t steady;
 
 	memset(engine, 0, sizeof *engine);
 	engine->states = reserve(1U << POLICY_ID_BITS);
 	if (!nodes || !engine->states)
 		return false;
 	pthread_mutex_init(&engine->lock, NULL);
-	pthread_cond_init(&engine->idle, NULL);
+	pthread_condattr_init(&steady);
+	pthread_condattr_setclock(&steady, CLOCK_MONOTONIC);
+	pthread_cond_init(&engine->idle, &steady);
+	pthread_condattr_destroy(&steady);
 	policy_init(&engine->policy, nodes, budget);
 	engine->budget = budget;
 	engine->deadline_us = deadline_us;
@@ -145,6 +149,22 @@ static void look_at_all(struct engine *engine, struct region *region, unsigned n
 	region->meta->marking[number] = 0;
 }
 
+/* A pager that was killed may have set a bit, and not counted it. */
+static void count_bits(struct region *region)
+{
+	for (unsigned i = 0; i <= META_STORES; i++) {
+		const uint64_t *words = meta_behind(region->meta, i);
+		uint64_t count = 0;
+
+		for (uint64_t word = 0; word < (region->meta->pages + 63) / 64; word++)
+			count += (uint64_t)__builtin_popcountll(words[word]);
+		if (i < META_STORES)
+			region->meta->behind_count[i] = count;
+		else
+			region->meta->poisoned = count;
+	}
+}
+
 struct region *region_add(struct engine *engine, const char *id, uint64_t pages, int file, int meta, bool fresh)
 {
 	struct region *region = calloc(1, sizeof *region);
@@ -196,7 +216,12 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	}
 	window = engine->budget / 4 < engine->window_max ? engine->budget / 4 : engine->window_max;
 	streams_init(&region->streams, region->pages, window);
-	for (uint32_t page = 0; page < region->pages; page++) {
+	/* All zeros are PAGE_ZERO; to look at the records of a new region would make memory for them. */
+	if (fresh) {
+		engine->counts[PAGE_ZERO] += region->pages;
+		region->counts[PAGE_ZERO] = region->pages;
+	}
+	for (uint32_t page = 0; !fresh && page < region->pages; page++) {
 		enum page_state state = !table_record(region, page)->version ? PAGE_ZERO
 					: table_poisoned(region, page)	     ? PAGE_POISONED
 									     : PAGE_ABSENT;
@@ -215,6 +240,8 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	region->poison = region->meta->poison;
 	region->pack = region->meta->pack;
 	region->meta->version = META_VERSION;
+	if (!fresh)
+		count_bits(region);
 	/* What the earlier pager sent last may still be under way. */
 	for (unsigned store = 0; !fresh && store < META_STORES; store++)
 		region->hold_us[store] = now_us() + 1000 * engine->deadline_us;
@@ -230,7 +257,8 @@ fail:
 	return NULL;
 }
 
-/* Every page that is in the file, whoever brought it there, is taken for modified. */
+/* Every page that is in the file, whoever brought it there, is taken for modified. None of them may leave yet: before
+ * the lanes have the userfaultfd they cannot protect what they seal, and would miss what the guest writes meanwhile. */
 static void find_resident(struct engine *engine, struct region *region)
 {
 	off_t at = 0, end, size = (off_t)region->pages * PAGE_SIZE;
@@ -244,6 +272,11 @@ static void find_resident(struct engine *engine, struct region *region)
 			uint32_t page = (uint32_t)(at / PAGE_SIZE);
 			enum page_state state;
 
+			/* It comes or goes: look again. */
+			if (*table_byte(engine, region, page) & PAGE_BUSY) {
+				table_settle(engine, region, page, 1);
+				break;
+			}
 			if (table_state(engine, region, page) == PAGE_STANDBY)
 				aside_give_up(engine, region, page);
 			state = table_state(engine, region, page);
@@ -251,8 +284,24 @@ static void find_resident(struct engine *engine, struct region *region)
 				continue;
 			table_note_poisoned(region, page, false);
 			table_set(engine, region, page, PAGE_DIRTY);
-			if (!region->home)
-				policy_insert(&engine->policy, region->first + page, false);
+		}
+		pthread_mutex_unlock(&engine->lock);
+	}
+}
+
+void region_let_leave(struct engine *engine, struct region *region)
+{
+	for (uint32_t page = 0, end; page < region->pages; page = end) {
+		end = region->pages - page < SLICE ? region->pages : page + SLICE;
+		pthread_mutex_lock(&engine->lock);
+		for (uint32_t i = page; i < end && !region->home; i++) {
+			enum page_state state;
+
+			table_settle(engine, region, i, 1);
+			state = table_state(engine, region, i);
+			/* What is on its way home is let go, or kept, by the answer to that. */
+			if (state == PAGE_CLEAN || state == PAGE_DIRTY)
+				policy_insert(&engine->policy, region->first + i, false);
 		}
 		pthread_mutex_unlock(&engine->lock);
 	}
@@ -267,11 +316,13 @@ bool region_map(struct engine *engine, struct region *region, int faults, uint64
 	region->base = base;
 	region->meta->base = base;
 	region->meta->length = length;
+	/* Before a lane protects anything. */
+	memory_unprotect_all(region, faults);
 	find_resident(engine, region);
 	pthread_mutex_lock(&engine->lock);
 	region->faults = faults;
 	pthread_mutex_unlock(&engine->lock);
-	memory_protect(region, 0, region->pages, false);
+	region_let_leave(engine, region);
 	/* Pages that a predecessor was discarding: zeros, that may be marked as broken still. */
 	for (uint32_t page = 0; region->meta->poisoned && page < region->pages; page++) {
 		pthread_mutex_lock(&engine->lock);
@@ -293,7 +344,7 @@ static bool wait_lanes(struct engine *engine, const _Atomic unsigned *count, int
 	struct timespec until;
 	bool done;
 
-	clock_gettime(CLOCK_REALTIME, &until);
+	clock_gettime(CLOCK_MONOTONIC, &until);
 	until.tv_sec += ms / 1000;
 	pthread_mutex_lock(&engine->lock);
 	while (*count) {
@@ -320,22 +371,33 @@ void region_unmap(struct engine *engine, struct region *region)
 		close(faults);
 }
 
+/* Other regions' faults wait for the lock, so not all at once. */
+static void forget_slice(struct engine *engine, struct region *region, uint32_t page, uint32_t end)
+{
+	pthread_mutex_lock(&engine->lock);
+	for (; page < end; page++) {
+		if (table_state(engine, region, page) == PAGE_STANDBY)
+			aside_give_up(engine, region, page);
+		if (table_state(engine, region, page) == PAGE_HELD)
+			free(held_take(engine, region->first + page, NULL));
+		if (*table_byte(engine, region, page) != PAGE_ZERO) {
+			table_set(engine, region, page, PAGE_ZERO);
+			*table_byte(engine, region, page) = PAGE_ZERO;
+		}
+		policy_forget(&engine->policy, region->first + page);
+	}
+	pthread_mutex_unlock(&engine->lock);
+}
+
 bool region_remove(struct engine *engine, struct region *region)
 {
 	region->closing = true;
 	region_unmap(engine, region);
 	if (!wait_lanes(engine, &region->views, 5000))
 		return false;
+	for (uint32_t page = 0; page < region->pages; page += SLICE)
+		forget_slice(engine, region, page, region->pages - page < SLICE ? region->pages : page + SLICE);
 	pthread_mutex_lock(&engine->lock);
-	for (uint32_t page = 0; page < region->pages; page++) {
-		if (table_state(engine, region, page) == PAGE_STANDBY)
-			aside_give_up(engine, region, page);
-		if (table_state(engine, region, page) == PAGE_HELD)
-			free(held_take(engine, region->first + page, NULL));
-		table_set(engine, region, page, PAGE_ZERO);
-		*table_byte(engine, region, page) = PAGE_ZERO;
-		policy_forget(&engine->policy, region->first + page);
-	}
 	for (unsigned i = 0; i < engine->deferred_count;)
 		if (engine->deferred[i].region == region)
 			engine->deferred[i] = engine->deferred[--engine->deferred_count];
@@ -417,19 +479,24 @@ void region_discard(struct engine *engine, struct region *region, uint32_t page,
 
 void region_store(struct engine *engine, struct region *region, unsigned number, const struct meta_store *store)
 {
-	struct meta_store *place = &region->meta->stores[number];
+	struct meta_store *place = &region->meta->stores[number], next = store ? *store : (struct meta_store){.port = 0};
 	uint32_t serial = place->serial + 1;
 	bool same = store && !strcmp(store->export, place->export);
 
 	pthread_mutex_lock(&engine->lock);
-	/* The same bytes behind another address miss nothing; another store misses every page that there is. It comes
-	 * into force with the serial, so that a pager that is killed here leaves the one or the other. */
+	/* The same bytes behind another address miss nothing; another store misses every page that there is. A pager
+	 * that is killed here leaves the old store, or none, or the new one, and never one that seems to miss nothing:
+	 * what is missed comes into force with the serial, and the store with the first byte of its address. */
+	place->address[0] = 0;
+	atomic_signal_fence(memory_order_seq_cst);
 	region->meta->marking[number] = store && !same ? serial : 0;
-	if (store)
-		*place = *store;
-	else
-		memset(place, 0, sizeof *place);
 	place->serial = serial;
+	atomic_signal_fence(memory_order_seq_cst);
+	next.serial = serial;
+	next.address[0] = 0;
+	*place = next;
+	atomic_signal_fence(memory_order_seq_cst);
+	place->address[0] = store ? store->address[0] : 0;
 	region->refused[number] = false;
 	if (!same) {
 		limbo_forget(region, number);

@@ -91,6 +91,33 @@ async def test_a_page_is_asked_of_the_other_store_when_the_first_is_late() -> No
         assert await scene.guest.ask("check 1") == "wrong 0"
 
 
+async def test_a_page_that_is_discarded_while_it_turns_out_to_be_lost_is_zeros() -> None:
+    async with Scene(request_deadline=30) as scene:
+        await scene.guest.ask("fill 1")
+        # Few pages are on standby, and not those that left first; and nothing is left to write, or the reader would
+        # wait for room.
+        await scene.engine.set_cache(SIZE // 32)
+        async with asyncio.timeout(60):
+            while (said := (await scene.engine.stats()).counters)["state-write"] or said["charged"] >= said["budget"]:
+                await asyncio.sleep(0.02)
+        await scene.spoil(0, lambda data: bytes(len(data)))
+        async with scene.stopped(0):
+            scene.guest.send("read 0")
+            async with asyncio.timeout(20):
+                while not await scene.counter("state-fetch"):
+                    await asyncio.sleep(0.01)
+            faults = await scene.counter("faults")
+            await order(
+                scene.engine.socket, "discard", ("id", scene.lease), ("offset", 0), ("length", 4096), deadline=5
+            )
+            # The reader is woken, and waits again: what comes is not for it.
+            async with asyncio.timeout(20):
+                while await scene.counter("faults") == faults:
+                    await asyncio.sleep(0.01)
+        assert await scene.guest.answer() == "value 0"
+        assert await scene.counter("invalid")
+
+
 @contextlib.asynccontextmanager
 async def other_server(scene: Scene, *filters: str) -> AsyncIterator[int]:
     """The lender's bytes by a server that goes wrong, and its port."""
