@@ -43,11 +43,22 @@ static int take(struct call *call, unsigned number)
 	return take_fd(&call->packet->fds[number]);
 }
 
+/* Whether a region of that name is there, which this pager cannot read. */
+static bool left_alone(struct call *call)
+{
+	for (unsigned i = 0; i < call->control->left_count; i++)
+		if (!strcmp(call->control->left[i], call->order->id)) {
+			refuse(call->why, EPROTONOSUPPORT, "region %s was left by a vmcoal-pager of another version: its records cannot be read by this one", call->order->id);
+			return true;
+		}
+	return false;
+}
+
 static struct region *need(struct call *call)
 {
 	struct region *region = region_find(call->engine, call->order->id);
 
-	if (!region)
+	if (!region && !left_alone(call))
 		refuse(call->why, ENOENT, "no region %s", call->order->id);
 	return region;
 }
@@ -76,6 +87,8 @@ static bool do_add(struct call *call)
 	struct region *region;
 	int meta;
 
+	if (left_alone(call))
+		return false;
 	if (region_find(call->engine, id))
 		return refuse(call->why, EEXIST, "there is a region %s", id);
 	meta = new_meta(id, pages);
@@ -422,6 +435,20 @@ bool control_open(struct control *control, int listener)
 	       !loop_add(&control->loop, &control->sampled);
 }
 
+/* Whoever touches its pages waits until a pager that can read its records takes it over. */
+static void leave(struct control *control, const char *id, int reason)
+{
+	fprintf(stderr, "vmcoal-pager: region %s cannot be taken over: ", id);
+	if (reason != EPROTONOSUPPORT) {
+		fprintf(stderr, "%s\n", strerror(reason));
+		return;
+	}
+	fprintf(stderr, "its records are not of version %d to %d; start a vmcoal-pager of the version that left them\n",
+		META_VERSION_OLDEST, META_VERSION);
+	if (control->left_count < REGIONS_MAX)
+		snprintf(control->left[control->left_count++], sizeof *control->left, "%s", id);
+}
+
 static void take_over_one(const char *name, void *user)
 {
 	struct control *control = user;
@@ -446,7 +473,7 @@ static void take_over_one(const char *name, void *user)
 	}
 	region = region_add(control->engine, id, (uint64_t)info.st_size / PAGE_SIZE, file, meta, false);
 	if (!region) {
-		fprintf(stderr, "vmcoal-pager: region %s cannot be taken over: %s\n", id, strerror(errno));
+		leave(control, id, errno);
 		return;
 	}
 	faults = keep_get(control->holder, kept_name(other, id, "faults"));

@@ -15,6 +15,9 @@ struct control {
 	int spare; /* of packet_accept() */
 	struct source sampled;	      /* raised when a sample ended */
 	struct connection *sampler; /* who waits for it */
+	/* Regions that an earlier pager left with records that this one cannot read. */
+	char left[REGIONS_MAX][REGION_ID_MAX + 1];
+	unsigned left_count;
 };
 
 /* Serve on a listening seqpacket socket. */

@@ -199,11 +199,13 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	if (!region->meta)
 		goto fail;
 	madvise(region->meta, meta_size(pages), MADV_DONTDUMP);
+	failure = EPROTONOSUPPORT;
+	if (!fresh && (region->meta->magic != META_MAGIC || region->meta->version < META_VERSION_OLDEST ||
+		       region->meta->version > META_VERSION))
+		goto fail;
 	failure = EINVAL;
 	if (fresh ? !meta_fill(region->meta, id, pages)
-		  : region->meta->magic != META_MAGIC || region->meta->version < META_VERSION_OLDEST ||
-			    region->meta->version > META_VERSION ||
-			    region->meta->pages != pages || strncmp(region->meta->id, id, sizeof region->meta->id))
+		  : region->meta->pages != pages || strncmp(region->meta->id, id, sizeof region->meta->id))
 		goto fail;
 
 	pthread_mutex_lock(&engine->lock);

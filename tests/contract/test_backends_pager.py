@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -23,6 +24,9 @@ pytestmark = [
     pytest.mark.contract,
     pytest.mark.skipif(os.geteuid() != 0, reason="userfaultfd for kernel faults needs root"),
 ]
+
+MAGIC = (0x7265676170636D76).to_bytes(8, "little")
+OLDEST = 2
 
 
 async def nothing_left(engine: PagerEngine) -> None:
@@ -109,6 +113,51 @@ async def test_pager_killed_again_and_again_under_load() -> None:
         assert killed >= 2
         assert stressed.result().startswith("wrong 0 ")
         assert await scene.guest.ask("sum") == "wrong 0"
+        assert (await scene.engine.stats()).regions[scene.lease].lost == 0
+
+
+def set_version(keeper: int, version: int) -> int:
+    """Change the version of the only region's records that a process has (`meta.h`); returns what it was."""
+    for descriptor in Path(f"/proc/{keeper}/fd").iterdir():
+        if not str(descriptor.readlink()).startswith("/memfd:"):
+            continue
+        with descriptor.open("r+b", buffering=0) as records:
+            if records.read(8) == MAGIC:
+                before = int.from_bytes(records.read(4), "little")
+                records.seek(8)
+                records.write(version.to_bytes(4, "little"))
+                return before
+    raise AssertionError("there are no records")
+
+
+async def test_records_of_another_version_are_read_or_left_alone() -> None:
+    async with Scene() as scene:
+        log = vm_folders("dev").state / "pager.log"
+        stat = Path(f"/proc/{await scene.pager()}/stat").read_text()
+        holder = int(stat.rpartition(")")[2].split()[1])
+
+        async def leave(version: int) -> int:
+            """Have the pager killed and another one find records of ``version``; returns of which they were."""
+            before, lines = await scene.pager(), log.read_text().count("taken over")
+            was = set_version(holder, version)
+            os.kill(before, signal.SIGKILL)
+            async with asyncio.timeout(20):
+                while log.read_text().count("taken over") == lines:
+                    await asyncio.sleep(0.02)
+            return was
+
+        assert await scene.guest.ask("fill 1") == "filled"
+        current = await leave(OLDEST)
+        assert await scene.guest.ask("check 1") == "wrong 0"
+        assert await leave(current + 1) == current
+        assert f"its records are not of version {OLDEST} to {current}" in log.read_text()
+        for told in (scene.engine.set_compression(scene.lease, True), scene.engine.home(scene.lease, True)):
+            with pytest.raises(VmcoalError, match="was left by a vmcoal-pager of another version"):
+                await told
+        # Who needs its pages waits for a pager that can read them, and finds them.
+        scene.guest.send("check 1")
+        assert await leave(current) == current + 1
+        assert await scene.guest.answer() == "wrong 0"
         assert (await scene.engine.stats()).regions[scene.lease].lost == 0
 
 

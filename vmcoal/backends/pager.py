@@ -198,7 +198,7 @@ class PagerEngine:
         except VmcoalError as error:
             return f"the pager does not answer: {error.message}"
         if region is None:
-            return "the pager does not know it: its memory is lost"
+            return "the pager does not know it, and what needs its pages waits: pager.log says why"
         return complaint(region)
 
     async def stats(self, *, deadline: float = 5.0) -> PagerStats:
