@@ -289,7 +289,7 @@ class FakeSession:
     def data_address(self, server: MemoryServer) -> str:
         return self.peer_address
 
-    async def close(self) -> None:
+    async def close(self, *, deadline: float = 3.0) -> None:
         pass
 
 

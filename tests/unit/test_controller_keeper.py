@@ -191,6 +191,24 @@ async def test_a_lender_that_could_not_be_told_is_when_it_answers_again(
     await keeper.close()
 
 
+async def test_a_session_that_another_has_opened_meanwhile_stays(world: FakeVm) -> None:
+    keeper = world.controller().keeper
+    old, new = (FakeSession(world.lenders["attic"], "web", world.fuse) for _ in range(2))
+    closed: list[FakeSession] = []
+    for session in (old, new):
+
+        async def close(*, deadline: float, session: FakeSession = session) -> None:
+            closed.append(session)
+
+        session.close = close  # type: ignore[method-assign]
+    keeper._sessions["attic"] = new  # type: ignore[assignment]
+    await keeper._hang_up("attic", None)
+    await keeper._hang_up("attic", old)  # type: ignore[arg-type]
+    assert (keeper._sessions, closed) == ({"attic": new}, [old])
+    await keeper._hang_up("attic", new)  # type: ignore[arg-type]
+    assert (keeper._sessions, closed) == ({}, [old, new])
+
+
 async def test_a_lease_that_its_lender_does_not_know_any_more_is_not_owed(
     world: FakeVm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

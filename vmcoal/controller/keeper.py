@@ -169,6 +169,7 @@ class Keeper:
     async def _keep(self, lender: str) -> None:
         retry = _RETRY_FIRST
         while self._book.of(lender):
+            session = None
             try:
                 session = await self.session(lender)
                 if lender in self._down_since or self._stale(lender):
@@ -183,7 +184,7 @@ class Keeper:
                     self._lost(lender, error)
                 except ExecutionError as full:  # the journal's disk; heartbeats are to go on when it has room again
                     log.error("%s", full)
-                await self._hang_up(lender)
+                await self._hang_up(lender, session)
                 await asyncio.sleep(retry)
                 retry = min(retry * 2, _RETRY_MAX)
 
@@ -193,12 +194,12 @@ class Keeper:
             async with asyncio.timeout(_OWED):
                 while True:
                     await asyncio.sleep(retry)
-                    retry = min(retry * 2, _RETRY_MAX)
+                    retry, session = min(retry * 2, _RETRY_MAX), None
                     try:
                         session = await self.session(lender)
                         await session.release(lease, epoch)
                     except (UnreachableError, DeadlineError, OSError):
-                        await self._hang_up(lender)
+                        await self._hang_up(lender, session)
                     except VmcoalError as error:
                         log.info("lease %s is over: %s", lease, error)
                         return
@@ -244,11 +245,13 @@ class Keeper:
             self._book.put(link_changed(loan, up=False))
         self._changed()
 
-    async def _hang_up(self, lender: str) -> None:
-        """End a session that did not answer: its connection may be dead without knowing, and the next one tells."""
-        session = self._sessions.pop(lender, None)
+    async def _hang_up(self, lender: str, session: LenderSession | None) -> None:
+        """End a session that did not answer: its connection may be dead without knowing, and the next one tells. One
+        that somebody else has opened meanwhile stays."""
         if session is not None:
-            with contextlib.suppress(VmcoalError, OSError):
+            if self._sessions.get(lender) is session:
+                del self._sessions[lender]
+            with contextlib.suppress(Exception):  # whatever its end brings, heartbeats go on
                 await session.close(deadline=_HANG_UP)
 
     async def _resume(self, lender: str, session: LenderSession) -> None:
