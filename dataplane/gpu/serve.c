@@ -202,6 +202,7 @@ static void greet(struct server *server, struct link *link)
 	server->current = link;
 }
 
+/* Returns whether something went. */
 static bool flush(struct server *server, const char **why)
 {
 	struct bytes *out = &server->mux.out;
@@ -209,7 +210,7 @@ static bool flush(struct server *server, const char **why)
 
 	if (count > 0)
 		bytes_take(out, (size_t)count);
-	return count >= 0;
+	return count > 0;
 }
 
 /* Take what has come, as far as there is room; returns whether there was something. */
@@ -244,7 +245,8 @@ static void progress(struct server *server)
 			fprintf(stderr, "vmcoal-gpu: refused what came (%llu)\n", (unsigned long long)server->refused);
 			why = mux->why;
 		} else if (!why) {
-			flush(server, &why);
+			/* Frames wait where there was no room for what answers them, and no event will tell of room. */
+			more |= flush(server, &why) && bytes_used(&mux->in) >= FRAME_HEADER;
 		}
 		more = more && !why;
 	}

@@ -198,8 +198,13 @@ int tls_handshake(struct tls *tls, const char **why)
 
 ssize_t tls_read(struct tls *tls, void *data, size_t size, const char **why)
 {
-	ssize_t count = gnutls_record_recv(tls->session, data, size);
+	ssize_t count;
 
+	/* A record without data, such as one with new keys, is told as if nothing were there; but what was received with
+	 * it raises no event any more. */
+	do
+		count = gnutls_record_recv(tls->session, data, size);
+	while (count < 0 && !gnutls_error_is_fatal((int)count) && bytes_used(&tls->in));
 	if (count > 0)
 		return count;
 	if (count < 0 && (again(count) || !gnutls_error_is_fatal((int)count)))
