@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,14 @@ from vmcoal.controller.daemon import Controller
 from vmcoal.controller.guard import Guard
 from vmcoal.controller.guest import GuestKeeper
 from vmcoal.controller.keeper import Keeper
-from vmcoal.errors import DeadlineError, ExecutionError, RefusedError, UnreachableError
+from vmcoal.errors import (
+    DeadlineError,
+    ExecutionError,
+    InternalError,
+    RefusedError,
+    UnreachableError,
+    VmcoalError,
+)
 from vmcoal.fabric.messages import Revoke
 from vmcoal.model.attachment import AttachRequest
 from vmcoal.model.lease import LeaseState
@@ -94,6 +103,31 @@ async def test_a_guest_that_loses_its_agent_at_once_is_not_asked_without_end(
     assert vm.agent is None
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied", "/run/x"), "cannot work: [Errno 13]"),
+        (ValueError("a defect"), "failed: ValueError"),
+    ],
+)
+async def test_whatever_keeps_a_controller_from_its_work_is_told(
+    world: FakeVm, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    controller = Controller(world.spec, world.controller().folders)
+
+    async def boot() -> None:
+        raise error
+
+    monkeypatch.setattr(controller, "_boot", boot)
+    monkeypatch.setattr("vmcoal.controller.daemon._TELL_DEADLINE", 60.0)
+    asked = asyncio.Event()
+    running = asyncio.create_task(controller.run(boot=True, listening=asked.set))
+    await asked.wait()
+    with pytest.raises(VmcoalError, match=re.escape(said)):
+        await controller._wait({}, SimpleNamespace(report=lambda *args: None))  # type: ignore[arg-type]
+    assert await running in (ExecutionError.exit_code, InternalError.exit_code)
 
 
 class FloodsAgent:

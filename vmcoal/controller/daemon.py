@@ -119,9 +119,10 @@ class Controller:
         try:
             try:
                 await (self._boot() if boot else self._adopt())
-            except VmcoalError as error:
-                await self._fail(error, booting=boot)
-                return error.exit_code
+            except Exception as error:
+                failure = lifecycle.start_failure(self._spec.name, error)
+                await self._fail(failure, booting=boot)
+                return failure.exit_code
             await self._serve()
         finally:
             await self._close()

@@ -57,8 +57,11 @@ class Guard:
     async def run(self) -> None:
         """Look when there is reason to, until cancelled."""
         while True:
+            pause: float | None = _RARELY
+            with contextlib.suppress(VmcoalError):  # a journal that cannot be read, which the look tells
+                pause = self._interval()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._interval()):
+                async with asyncio.timeout(pause):
                     await self._kicked.wait()
             self._kicked.clear()
             if self._vm.state == "running":

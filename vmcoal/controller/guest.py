@@ -60,8 +60,10 @@ class GuestKeeper:
                 log.info("the guest's agent answers")
                 log.info("the guest's agent is gone: %s", await vm.agent.wait_lost())
                 pause = max(0.0, began + _SOON - time.monotonic())
-            except VmcoalError as error:
+            except (VmcoalError, OSError) as error:
                 log.info("the guest's agent: %s", error)
+            except Exception:  # a defect must not be the end of all contact
+                log.exception("the guest's agent")
             self._ready.clear()
             await self.drop_agent()
             await asyncio.sleep(pause)

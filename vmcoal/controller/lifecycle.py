@@ -24,6 +24,7 @@ from vmcoal.errors import (
     UNREADABLE,
     DeadlineError,
     ExecutionError,
+    InternalError,
     NotFoundError,
     PrerequisiteError,
     UnreachableError,
@@ -208,6 +209,16 @@ async def end_holder(vm: Vm) -> None:
             os.unlink(getattr(vm.folders, name))  # noqa: PTH108
     with contextlib.suppress(OSError):
         vm.folders.runtime.rmdir()
+
+
+def start_failure(name: str, error: Exception) -> VmcoalError:
+    """Return what is said of an ``error`` that keeps the controller of VM ``name`` from its work."""
+    if isinstance(error, VmcoalError):
+        return error
+    log.error("the start failed", exc_info=error)
+    if isinstance(error, OSError):
+        return ExecutionError(f"the controller of {name} cannot work: {error}", hint=f"vmcoal logs {name} controller")
+    return InternalError(f"the controller of {name} failed: {error!r}", hint=f"vmcoal logs {name} controller")
 
 
 def not_running(vm: Vm) -> PrerequisiteError:
