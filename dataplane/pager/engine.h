@@ -32,6 +32,7 @@ enum {
 	ASIDE_MIN = 16,
 	HISTOGRAM = 32,
 	SAMPLES_MAX = 1000,
+	SLICE = 1 << 16, /* pages that are looked at under the lock at a time: faults wait for it */
 };
 
 enum source_kind { SOURCE_KICK, SOURCE_FAULTS, SOURCE_LINK, SOURCE_LIMBO };
@@ -400,8 +401,8 @@ struct seal_record *table_record(const struct region *region, uint32_t page);
 /* Whether the next page can be asked for together with this one: not where this one is packed, because a request is of
  * bytes in a row. */
 bool table_joins(const struct region *region, uint32_t page);
-/* Pages are not busy any more; wakes the threads that met them busy, without the lock. `policy`: the pages are resident
- * and evictable from now on. Takes and releases the lock. */
+/* Pages are not busy any more; wakes the threads that met them busy, without the lock. `insert`: those that are resident
+ * may be evicted from now on; `demand`: a fault wanted them. Takes and releases the lock. */
 void table_release(struct engine *engine, struct region *region, uint32_t page, uint32_t count, bool insert,
 		   bool demand);
 /* Wait until no page of a range is busy. */
@@ -445,11 +446,18 @@ void region_unmap(struct engine *engine, struct region *region);
 /* What is here may be evicted from now on, unless the region is at home. */
 void region_let_leave(struct engine *engine, struct region *region);
 bool region_remove(struct engine *engine, struct region *region);
-void region_discard(struct engine *engine, struct region *region, uint32_t page, uint32_t count);
-/* Change the store of a number; NULL takes it away. What was lost may be there after all. */
-void region_store(struct engine *engine, struct region *region, unsigned number, const struct meta_store *store);
 void region_pack(struct engine *engine, struct region *region, bool on);
-/* Whether every page is here, or on another store. */
-bool region_spares(struct engine *engine, struct region *region, unsigned number);
 void engine_budget(struct engine *engine, uint32_t pages);
 void engine_changed(struct engine *engine);
+
+/* stores.c */
+/* Change the store of a number; NULL takes it away. What was lost may be there after all. */
+void region_store(struct engine *engine, struct region *region, unsigned number, const struct meta_store *store);
+/* Note for each page that the store misses it, where that was begun, and try again what was lost: in slices. Until a store
+ * is through, all pages count as missed (table_behind). */
+void region_look_at_all(struct engine *engine, struct region *region, unsigned number);
+/* Whether every page is here, or on another store. */
+bool region_spares(struct engine *engine, struct region *region, unsigned number);
+
+/* discard.c */
+void region_discard(struct engine *engine, struct region *region, uint32_t page, uint32_t count);

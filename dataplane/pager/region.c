@@ -1,4 +1,4 @@
-/* Regions: added, mapped by QEMU, discarded in part, unmapped, removed; and taken over after another pager's death. */
+/* Regions: added, mapped by QEMU, unmapped, removed; and taken over after another pager's death. */
 #include <errno.h>
 #include <fcntl.h>
 #include <gnutls/crypto.h>
@@ -13,7 +13,6 @@
 
 #include "engine.h"
 
-enum { DISCARD_RUN = 512, SLICE = 1 << 16 };
 
 const char *const counter_names[COUNTERS] = {
 	"faults",  "found",	  "fetched", "prefetched", "prefetch-used", "prefetch-wasted", "zero",
@@ -127,28 +126,6 @@ static void region_free(struct region *region)
 	free(region);
 }
 
-/* Note for each page that the store misses it, where that was begun, and try again what was lost: in slices, because
- * faults wait for the lock. Until a store is through, all pages count as missed (table_behind). */
-static void look_at_all(struct engine *engine, struct region *region, unsigned number)
-{
-	bool mark = meta_marking(region->meta, number);
-
-	for (uint32_t page = 0, end; (mark || region->counts[PAGE_LOST]) && page < region->pages; page = end) {
-		end = region->pages - page < SLICE ? region->pages : page + SLICE;
-		pthread_mutex_lock(&engine->lock);
-		for (uint32_t i = page; i < end; i++) {
-			if (mark && table_record(region, i)->version)
-				table_note_behind(region, number, i, true);
-			if (table_state(engine, region, i) == PAGE_LOST) {
-				table_step(engine, region, i, EVENT_RETRY);
-				*table_byte(engine, region, i) &= PAGE_STATE_MASK;
-			}
-		}
-		pthread_mutex_unlock(&engine->lock);
-	}
-	region->meta->marking[number] = 0;
-}
-
 /* A pager that was killed may have set a bit, and not counted it. */
 static void count_bits(struct region *region)
 {
@@ -218,7 +195,7 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	}
 	window = engine->budget / 4 < engine->window_max ? engine->budget / 4 : engine->window_max;
 	streams_init(&region->streams, region->pages, window);
-	/* All zeros are PAGE_ZERO; to look at the records of a new region would make memory for them. */
+	/* All its states are PAGE_ZERO already; to look at the records of a new region would make memory for them. */
 	if (fresh) {
 		engine->counts[PAGE_ZERO] += region->pages;
 		region->counts[PAGE_ZERO] = region->pages;
@@ -250,7 +227,7 @@ struct region *region_add(struct engine *engine, const char *id, uint64_t pages,
 	pthread_mutex_unlock(&engine->lock);
 	for (unsigned store = 0; store < META_STORES; store++)
 		if (meta_marking(region->meta, store))
-			look_at_all(engine, region, store);
+			region_look_at_all(engine, region, store);
 	engine_changed(engine);
 	return region;
 fail:
@@ -417,125 +394,12 @@ bool region_remove(struct engine *engine, struct region *region)
 	return true;
 }
 
-static void discard_run(struct engine *engine, struct region *region, uint32_t page, uint32_t count)
-{
-	bool noted = false, stored = false;
-	uint32_t cleanse[DISCARD_RUN], marked = 0;
-	struct page_step step;
-
-	pthread_mutex_lock(&engine->lock);
-	table_settle(engine, region, page, count);
-	for (uint32_t i = 0; i < count; i++) {
-		uint8_t *byte = table_byte(engine, region, page + i);
-		enum page_state before = *byte & PAGE_STATE_MASK;
-
-		step = table_step(engine, region, page + i, EVENT_DISCARD);
-		if (step.action == ACTION_CLEANSE)
-			cleanse[marked++] = page + i;
-		if (before == PAGE_STANDBY)
-			standby_free(&engine->standby, aside_take(engine, region, page + i));
-		if (before == PAGE_HELD)
-			free(held_take(engine, region->first + page + i, NULL));
-		if (before != PAGE_FETCH && before != PAGE_FETCH_WRITE && before != PAGE_FETCH_DROP)
-			policy_forget(&engine->policy, region->first + page + i);
-		noted |= before == PAGE_LOST;
-		stored |= table_record(region, page + i)->version || before == PAGE_WRITE || before == PAGE_REDIRTY;
-		table_record(region, page + i)->version = 0;
-		for (unsigned store = 0; store < META_STORES; store++)
-			table_note_behind(region, store, page + i, false);
-		*byte |= PAGE_BUSY;
-	}
-	engine->stats[STAT_DISCARDED] += count;
-	pthread_mutex_unlock(&engine->lock);
-	for (uint32_t i = 0; i < marked; i++)
-		memory_cleanse(region, cleanse[i]);
-	memory_drop(region, page, count);
-	/* Who waits for a fetch that goes on must stay noted until it ends. */
-	pthread_mutex_lock(&engine->lock);
-	for (uint32_t i = 0; i < count; i++) {
-		uint8_t *byte = table_byte(engine, region, page + i);
-
-		noted |= (*byte & PAGE_NOTED) != 0;
-		if (region->meta->poisoned)
-			table_note_poisoned(region, page + i, false);
-		*byte &= (*byte & PAGE_STATE_MASK) == PAGE_FETCH_DROP ? (uint8_t)~PAGE_BUSY : PAGE_STATE_MASK;
-	}
-	/* Not before: a page that is busy is passed over. */
-	if (stored)
-		trim_later(engine, region, page, count);
-	if (engine->waiters)
-		pthread_cond_broadcast(&engine->idle);
-	pthread_mutex_unlock(&engine->lock);
-	if (noted)
-		memory_wake(region, page, count);
-}
-
-void region_discard(struct engine *engine, struct region *region, uint32_t page, uint32_t count)
-{
-	for (uint32_t run; count; page += run, count -= run) {
-		run = count < DISCARD_RUN ? count : DISCARD_RUN;
-		discard_run(engine, region, page, run);
-	}
-	engine_changed(engine);
-}
-
-void region_store(struct engine *engine, struct region *region, unsigned number, const struct meta_store *store)
-{
-	struct meta_store *place = &region->meta->stores[number], next = store ? *store : (struct meta_store){.port = 0};
-	uint32_t serial = place->serial + 1;
-	bool same = store && !strcmp(store->export, place->export);
-
-	pthread_mutex_lock(&engine->lock);
-	/* The same bytes behind another address miss nothing; another store misses every page that there is. A pager
-	 * that is killed here leaves the old store, or none, or the new one, and never one that seems to miss nothing:
-	 * what is missed comes into force with the serial, and the store with the first byte of its address. */
-	place->address[0] = 0;
-	atomic_signal_fence(memory_order_seq_cst);
-	region->meta->marking[number] = store && !same ? serial : 0;
-	place->serial = serial;
-	atomic_signal_fence(memory_order_seq_cst);
-	next.serial = serial;
-	next.address[0] = 0;
-	*place = next;
-	atomic_signal_fence(memory_order_seq_cst);
-	place->address[0] = store ? store->address[0] : 0;
-	region->refused[number] = false;
-	if (!same) {
-		limbo_forget(region, number);
-		region->other_bytes[number] = serial;
-		meter_reset(&region->meters[number]);
-		memset(meta_behind(region->meta, number), 0, (region->meta->pages + 63) / 64 * sizeof(uint64_t));
-		region->meta->behind_count[number] = 0;
-	}
-	if (store && region->counts[PAGE_POISONED]) {
-		region->heal = 0;
-		region->healing = true;
-	}
-	pthread_mutex_unlock(&engine->lock);
-	look_at_all(engine, region, number);
-	engine_changed(engine);
-	memory_wake(region, 0, region->pages);
-}
-
 void region_pack(struct engine *engine, struct region *region, bool on)
 {
 	pthread_mutex_lock(&engine->lock);
 	region->meta->pack = on;
 	region->pack = on;
 	pthread_mutex_unlock(&engine->lock);
-}
-
-bool region_spares(struct engine *engine, struct region *region, unsigned number)
-{
-	bool spare;
-
-	pthread_mutex_lock(&engine->lock);
-	spare = !table_away(region) || !region->meta->stores[number].address[0];
-	for (unsigned store = 0; store < META_STORES; store++)
-		spare |= store != number && region->meta->stores[store].address[0] &&
-			 !region->meta->behind_count[store];
-	pthread_mutex_unlock(&engine->lock);
-	return spare;
 }
 
 void engine_budget(struct engine *engine, uint32_t pages)

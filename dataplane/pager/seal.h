@@ -2,8 +2,9 @@
  *
  * The key, and for each page the version (the number of the seal, which is the nonce, never used twice under a key) and
  * the tag, stay with the borrower: 24 bytes a page, 0.6 %. A store has ciphertext only, at the page's place, of the size
- * of the page or of what it was packed into (pack.h): the length stays here too, and is proven with the rest. It can neither read a page, nor forge one, nor give back an older one or another page's: the tag that
- * is compared is not its own but the one kept here.
+ * of the page or of what it was packed into (pack.h): the length stays here too, and is proven with the rest. It can
+ * neither read a page, nor forge one, nor give back an older one or another page's: the tag that is compared is not its
+ * own but the one kept here.
  */
 #pragma once
 
@@ -13,8 +14,8 @@
 
 enum { PAGE_SIZE = 4096, SEAL_KEY_SIZE = 32, SEAL_TAG_SIZE = 16 };
 
-/* `version` 0: no store has this page; it is zeros, or only here. `saved`: by how many bytes it is shorter at the stores. At
- * a million pages a second the versions of a region last for a century. */
+/* `version` 0: no store has this page; it is zeros, or only here. `saved`: by how many bytes it is
+ * shorter at the stores. At a million pages a second the versions of a region last for a century. */
 struct seal_record {
 	uint64_t version : 52, saved : 12;
 	uint8_t tag[SEAL_TAG_SIZE];

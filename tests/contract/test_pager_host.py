@@ -12,7 +12,7 @@ import pytest
 
 from framework.lent import entry, lend, memory_servers, pager_engine, region_file
 from framework.paged import PagedGuest
-from framework.paged_scene import Scene
+from framework.paged_scene import SIZE, Scene
 from vmcoal.backends.pager import PagerEngine
 from vmcoal.model.lease import Lease, MemoryServer
 from vmcoal.model.units import MIB
@@ -42,6 +42,19 @@ async def test_nothing_wakes_an_idle_pager() -> None:
         async with asyncio.timeout(20):
             while not all(map(sleeps_for_ever, threads)):
                 await asyncio.sleep(0.02)
+
+
+async def test_memory_that_was_never_used_needs_no_records() -> None:
+    async with Scene() as scene:
+        await scene.until(0, links=6, behind=0)
+        for descriptor in Path(f"/proc/{await scene.pager()}/fd").iterdir():
+            if descriptor.readlink().name.startswith(f"memfd:{scene.lease}"):
+                records = descriptor.stat()
+                break
+        assert records.st_size > SIZE // 4096 * 24
+        assert records.st_blocks * 512 < records.st_size // 4
+        assert await scene.guest.ask("fill 3") == "filled"
+        assert descriptor.stat().st_blocks * 512 > records.st_size // 2
 
 
 def mount(*options: str) -> None:
