@@ -471,6 +471,23 @@ def test_status_of_all_vms(controller: Start, golden: Callable[[str, str], None]
     golden("status-broken", vmcoal("status", "broken").out)
 
 
+def test_a_vm_whose_files_are_broken_hides_no_other(controller: Start) -> None:
+    controller({"status": [result(STATUS)]})
+    make_vm("broken").spec.write_bytes(b"{")
+    done = vmcoal("status")
+    assert (done.code, "web" in done.out) == (0, True)
+    seen = {vm.name: vm for vm in msgspec.json.decode(vmcoal("status", "-o", "json").out, type=list[VmStatus])}
+    assert {name: vm.state for name, vm in seen.items()} == {"web": "running", "broken": "unknown"}
+    assert "next: vmcoal delete broken" in seen["broken"].degraded[0]
+    assert vmcoal("status", "broken").code == 3
+
+
+def test_an_argument_that_is_no_text(controller: Start) -> None:
+    controller({})
+    done = vmcoal("exec", "web", "--", "echo", "\udcff")
+    assert (done.code, "is not UTF-8" in done.err) == (2, True)
+
+
 def test_nothing_there() -> None:
     assert vmcoal("status").out == "there is no VM; vmcoal boot makes one\n"
     assert vmcoal("status", "-o", "json").out == "[]\n"

@@ -16,6 +16,7 @@ from vmcoal.cli.vm import offline_status, status_of, vm_call
 from vmcoal.errors import VmcoalError
 from vmcoal.model.activity import GpuActivity, PagingActivity, StoreActivity, percentile
 from vmcoal.model.attachment import AttachedCpu, AttachedGpu, AttachedMemory, Attachment
+from vmcoal.model.machine import Accel, CpuMode
 from vmcoal.model.paging import HOME, LOCAL
 from vmcoal.model.status import NodeStatus, VmStatus
 from vmcoal.model.units import format_duration, format_size
@@ -55,13 +56,27 @@ def status(vm: str | None, watch: bool, form: str) -> None:
 
 
 def _status_or_error(name: str) -> VmStatus:
-    """Return a VM's status; one whose controller does not answer is listed as unknown, the others are still shown."""
+    """Return a VM's status; one whose controller does not answer, or whose files cannot be read, is listed as unknown,
+    the others are still shown."""
     try:
         return status_of(name)
     except VmcoalError as error:
+        why = f"{error}; next: {error.hint}" if error.hint else str(error)
+    try:
         import msgspec
 
-        return msgspec.structs.replace(offline_status(name), state="unknown", degraded=(str(error),))
+        return msgspec.structs.replace(offline_status(name), state="unknown", degraded=(why,))
+    except VmcoalError:
+        return VmStatus(
+            name=name,
+            state="unknown",
+            accel=Accel.TCG,
+            accel_reason="its files cannot be read",
+            cpu_mode=CpuMode.PARKED,
+            cpus=0,
+            memory=0,
+            degraded=(why,),
+        )
 
 
 def _live(text: Callable[[], str]) -> None:

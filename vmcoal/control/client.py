@@ -22,7 +22,15 @@ import msgspec
 
 from vmcoal.control.silence import Silence
 from vmcoal.control.wire import MAX_LINE, Alive, Call, Failure, Input, Output, Progress, Reply, Result
-from vmcoal.errors import UNREADABLE, DeadlineError, InternalError, PrerequisiteError, UnreachableError, VmcoalError
+from vmcoal.errors import (
+    UNREADABLE,
+    DeadlineError,
+    InternalError,
+    PrerequisiteError,
+    UnreachableError,
+    UsageError,
+    VmcoalError,
+)
 from vmcoal.layout import check_listener
 
 T = TypeVar("T")
@@ -121,7 +129,10 @@ class _Session:
         sock.setblocking(False)
 
     def queue(self, message: msgspec.Struct) -> None:
-        self.outgoing += _encoder.encode(message) + b"\n"
+        try:
+            self.outgoing += _encoder.encode(message) + b"\n"
+        except UnicodeEncodeError as error:
+            raise UsageError(f"an argument is not UTF-8: {error.object!r}", hint="give it in another way") from error
 
     def run(
         self,
