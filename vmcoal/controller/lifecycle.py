@@ -135,6 +135,8 @@ async def power_off(vm: Vm, request: ShutdownRequest, report: Progress) -> Shutd
     released, notes = await clean_up(vm)
     report(3, 3, f"{name} is off", None, None)
     status = await vm.launcher.exit_status()
+    if status is not None and status.get("with_holder"):
+        holder_lost(vm)  # nobody else writes it down
     code = None if status is None else status.get("code")
     return ShutdownResult(how=how, exit_code=code, released=tuple(released), notes=tuple(notes))
 
