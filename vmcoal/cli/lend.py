@@ -60,7 +60,12 @@ from vmcoal.model.units import format_duration
     metavar="WHICH",
     help="OpenCL devices to lend: auto (GPUs; where there are none, the CPU), none, or ids.  [default: none]",
 )
-@click.option("--gpu-memory", type=SIZE, help="How much memory of each GPU to lend at most.  [default: all of it]")
+@click.option(
+    "--gpu-memory",
+    type=SIZE,
+    help="How much memory of each GPU to lend at most: buffers and images, not code and variables of loaded programs."
+    "  [default: all of it]",
+)
 @click.option(
     "--gpu-programs",
     type=click.IntRange(1, PROGRAMS),
