@@ -294,7 +294,9 @@ class FakeSession:
 
 
 class FakeKeeper(Keeper):
-    """A keeper whose sessions lead to fake lenders, without heartbeats."""
+    """A keeper whose sessions, of a ``kind``, lead to fake lenders, without heartbeats."""
+
+    kind: type[FakeSession] = FakeSession
 
     def __init__(self, vm: str, book: LoanBook, lenders: dict[str, FakeLender], fuse: Fuse) -> None:
         async def relink(*args: Any) -> None:
@@ -317,7 +319,7 @@ class FakeKeeper(Keeper):
     async def session(self, lender: str, *, deadline: float = 10.0) -> Any:
         if not self._lenders[lender].reachable:
             raise UnreachableError(f"{lender} does not answer", host=lender)
-        return FakeSession(self._lenders[lender], self._vm, self._fuse)
+        return self.kind(self._lenders[lender], self._vm, self._fuse)
 
     def watch(self, lender: str) -> None:
         pass

@@ -59,8 +59,10 @@ async def test_a_lender_that_ends_every_session_is_not_asked_without_end(
     sessions: list[EndsAtOnce] = []
 
     class Counts(FakeKeeper):
+        kind = EndsAtOnce
+
         async def session(self, lender: str, *, deadline: float = 10.0) -> Any:
-            sessions.append(EndsAtOnce(self._lenders[lender], self._vm, self._fuse))
+            sessions.append(await super().session(lender, deadline=deadline))
             return sessions[-1]
 
     keeper = Counts("web", vm.book, world.lenders, world.fuse)
@@ -155,8 +157,7 @@ async def test_heartbeats_go_on_after_a_disk_that_was_full(world: FakeVm, monkey
             return await super().renew(leases)
 
     class Keeps(FakeKeeper):
-        async def session(self, lender: str, *, deadline: float = 10.0) -> Any:
-            return Renews(self._lenders[lender], self._vm, self._fuse)
+        kind = Renews
 
     def put(loan: Any) -> None:
         if full:
@@ -210,9 +211,7 @@ async def test_a_lender_that_could_not_be_told_is_when_it_answers_again(
 
     class Owes(FakeKeeper):
         owe = Keeper.owe
-
-        async def session(self, lender: str, *, deadline: float = 10.0) -> Any:
-            return Releases(self._lenders[lender], self._vm, self._fuse)
+        kind = Releases
 
     keeper = Owes("web", vm.book, world.lenders, world.fuse)
     with pytest.raises(OSError):

@@ -47,22 +47,31 @@ async def settle(vm: Vm, session: LenderSession, loan: Loan) -> None:
 
 
 async def release(vm: Vm, loan: Loan, *, deadline: float = 5.0, deaf: dict[str, str] | None = None) -> str | None:
-    """Give a lease back to its lender and forget it; return a note for people if the lender could not be told within
-    ``deadline`` seconds. One that is among the ``deaf`` is not tried, and one that does not answer is, with its note,
-    afterwards."""
-    deaf = {} if deaf is None else deaf
-    note = deaf.get(loan.lease.lender)
-    if loan.leased and note is not None:
-        vm.keeper.owe(loan.lease.lender, loan.id, loan.lease.epoch)
-    elif loan.leased:
-        try:
-            await vm.keeper.release(loan.lease.lender, loan.id, loan.lease.epoch, deadline=deadline)
-        except (UnreachableError, DeadlineError, NotFoundError, RefusedError) as error:
-            note = untold(loan.lease.lender, error)
-            if isinstance(error, UnreachableError | DeadlineError):
-                deaf[loan.lease.lender] = note
+    """Give a lease back to its lender and forget it; returns what `end_lease` does."""
+    note = await end_lease(vm, loan, deadline=deadline, deaf={} if deaf is None else deaf)
     vm.book.drop(loan.id)
     return note
+
+
+async def end_lease(vm: Vm, loan: Loan, *, deadline: float, deaf: dict[str, str]) -> str | None:
+    """Give a lease back to its lender; return a note for people if it could not be told within ``deadline`` seconds.
+
+    One that is among the ``deaf`` is told later; one that does not answer is among them, with its note, afterwards.
+    """
+    lender = loan.lease.lender
+    if not loan.leased:
+        return deaf.get(lender)
+    if lender in deaf:
+        vm.keeper.owe(lender, loan.id, loan.lease.epoch)
+        return deaf[lender]
+    try:
+        await vm.keeper.release(lender, loan.id, loan.lease.epoch, deadline=deadline)
+    except (UnreachableError, DeadlineError, NotFoundError, RefusedError) as error:
+        note = untold(lender, error)
+        if isinstance(error, UnreachableError | DeadlineError):
+            deaf[lender] = note
+        return note
+    return None
 
 
 def untold(lender: str, error: VmcoalError) -> str:

@@ -8,11 +8,11 @@ import logging
 import msgspec
 
 from vmcoal.controller import gpu, passthrough
-from vmcoal.controller.borrow import release, untold
+from vmcoal.controller.borrow import end_lease, release
 from vmcoal.controller.loans import Loan
 from vmcoal.controller.places import finish_giving_up, give_up
 from vmcoal.controller.vm import Vm
-from vmcoal.errors import DeadlineError, UnreachableError, VmcoalError
+from vmcoal.errors import VmcoalError
 from vmcoal.model.attachment import AttachmentState
 from vmcoal.model.paging import LOCAL
 from vmcoal.model.units import format_size
@@ -60,17 +60,11 @@ async def by_force(vm: Vm, loan: Loan, error: VmcoalError, deaf: dict[str, str])
         error.hint = f"only its end takes it from a guest that holds on to it: vmcoal shutdown {vm.spec.name} --force"
         raise error
     for place in places_of(vm, loan):
-        if not place.leased:
-            continue
-        if place.lease.lender in deaf:
-            vm.keeper.owe(place.lease.lender, place.id, place.lease.epoch)
-            continue
         try:
-            await vm.keeper.release(place.lease.lender, place.id, place.lease.epoch, deadline=_TELL)
+            if note := await end_lease(vm, place, deadline=_TELL, deaf=deaf):
+                log.warning("release of %s: %s", place.id, note)
         except VmcoalError as refused:
             log.warning("release of %s: %s", place.id, refused)
-            if isinstance(refused, UnreachableError | DeadlineError):
-                deaf[place.lease.lender] = untold(place.lease.lender, refused)
     if loan.is_gpu:
         with contextlib.suppress(VmcoalError):
             await gpu.end_way(vm, loan.id)
