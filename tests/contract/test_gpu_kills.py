@@ -153,4 +153,5 @@ async def test_fifty_kills(
     print(  # noqa: T201
         f"server: {before[-1] >> 20} MiB after 3 programs that were killed, {after[-1] >> 20} MiB after 40"
     )
-    assert after[-1] < before[-1] + (64 << 20)
+    # PoCL's compiler alone is about 100 MiB, and a server loads it only when a kernel is not in the cache as a whole.
+    assert after[-1] < before[-1] + (160 << 20)

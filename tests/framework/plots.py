@@ -85,7 +85,9 @@ def curves(
         panel.set_xlabel("% of the working set local")
         if at % columns == 0:
             panel.set_ylabel(ylabel)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    shown = {
+        label: handle for panel in grid.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(shown.values(), shown.keys(), ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     figure.tight_layout()
     _save(pyplot, figure, path)
