@@ -21,6 +21,8 @@ from vmcoal.control.wire import Progress
 from vmcoal.controller.api import LenderView
 from vmcoal.errors import ConflictError, ExecutionError, PrerequisiteError, RefusedError, UsageError
 from vmcoal.lending.api import BorrowerView, LenderStatus, PairRequest, ReclaimResult
+from vmcoal.lending.entry import Entry
+from vmcoal.lending.journal import LenderJournal
 from vmcoal.model.attachment import Plan
 from vmcoal.model.lease import Lease, LeaseState, Offer, ResourceKind
 from vmcoal.model.link import Link
@@ -106,7 +108,10 @@ def test_status(barn: Start, golden: Golden) -> None:
     done = vmcoal("lend", "status")
     assert done.code == 0
     golden("lend-status", done.out)
-    assert msgspec.json.decode(vmcoal("lend", "status", "-o", "json").out, type=list[LenderStatus]) == [STATUS]
+    assert msgspec.json.decode(vmcoal("lend", "status", "-o", "json").out, type=list[LenderStatus]) == [
+        LenderStatus(name="attic", addresses=(), offer=Offer("attic", 0, 0, 0, 0), running=False, held=0),
+        STATUS,
+    ]
 
 
 def test_nothing_is_lent() -> None:
@@ -182,6 +187,29 @@ def test_a_lender_that_does_not_run() -> None:
     assert done.code == 3
     assert "lender barn does not run\n  hint: vmcoal lend --name barn" in done.err
     assert vmcoal("lend", "status").out == "Lender barn: stopped\n"
+
+
+def test_what_a_stopped_lender_still_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VMCOAL_SHM_DIR", str(tmp_path))
+    folders = layout.lender_folders("barn")
+    folders.make()
+    journal = LenderJournal(folders.journal)
+    ended = msgspec.structs.replace(LEASES[2], state=LeaseState.RELEASED)
+    for lease in (LEASES[0], ended):
+        journal.append(Entry(lease=lease, token=lease.id, heard=0.0, since=0.0), None)
+    journal.close()
+    folders.memory("m1", "aa").write_bytes(b"x" * MIB)
+    (tmp_path / "attic-m1-aa.mem").write_bytes(b"x" * MIB)
+    before = folders.journal.read_bytes()
+    held = f"it still holds 1 MiB in {tmp_path} and 1 lease on record"
+    assert vmcoal("lend", "status").out == (
+        f"Lender barn: stopped\n  ! {held}; go on with: vmcoal lend --name barn; or free it: vmcoal lend delete barn\n"
+    )
+    (seen,) = msgspec.json.decode(vmcoal("lend", "status", "-o", "json").out, type=list[LenderStatus])
+    assert (seen.running, seen.held, seen.leases) == (False, MIB, LEASES[:1])
+    assert folders.journal.read_bytes() == before
+    assert vmcoal("lend", "delete", "barn", "--yes").code == 0
+    assert sorted(tmp_path.glob("*.mem")) == [tmp_path / "attic-m1-aa.mem"]
 
 
 def test_several_lenders_need_a_name(barn: Start) -> None:
@@ -338,4 +366,4 @@ def test_a_killed_lender_that_still_serves_is_not_removed() -> None:
         done = vmcoal("lend", "delete", "barn", "--yes")
     folders.holder_socket.unlink()
     assert (done.code, "still run" in done.err) == (5, True)
-    assert "killed, and what it lent is still served" in seen.out
+    assert "it was killed, and what it lent is still served; go on with: vmcoal lend --name barn" in seen.out

@@ -15,7 +15,7 @@ from vmcoal import layout
 from vmcoal.cli.app import Group
 from vmcoal.cli.config import load_config
 from vmcoal.cli.lend_delete import delete
-from vmcoal.cli.lend_text import amount, lender_text, stopped_text, total
+from vmcoal.cli.lend_text import amount, lender_text, total
 from vmcoal.cli.lender_process import TALK, ending, lender_call, preflight, refuse_running, start_lender
 from vmcoal.cli.outcome import printable
 from vmcoal.cli.output import counted, note, print_json, print_plan, steps, table
@@ -218,20 +218,23 @@ def _kinds(kinds: tuple[ResourceKind, ...]) -> str:
 def status_(name: str | None, form: str) -> None:
     """Show the lenders of this host, what they have left, and their leases."""
     names = [resolve_local_lender(name)] if name else local_lenders()
-    found = []
-    stopped = []
-    for each in names:
-        try:
-            found.append(lender_call(each, "status", result=LenderStatus))
-        except PrerequisiteError:
-            stopped.append(each)
+    found = [_status(each) for each in names]
     if form == "json":
         print_json(found)
         return
     if not names:
         click.echo("this host lends nothing; vmcoal lend --cpus 2 --memory 1G")
         return
-    click.echo("\n\n".join([*map(lender_text, found), *map(stopped_text, stopped)]))
+    click.echo("\n\n".join(map(lender_text, sorted(found, key=lambda status: not status.running))))
+
+
+def _status(name: str) -> LenderStatus:
+    try:
+        return lender_call(name, "status", result=LenderStatus)
+    except PrerequisiteError:
+        from vmcoal.cli.lend_stopped import stopped_status
+
+        return stopped_status(name)
 
 
 @lend.command("borrowers", example="vmcoal lend borrowers")

@@ -7,6 +7,7 @@ import click
 from vmcoal import layout
 from vmcoal.cli.app import Command
 from vmcoal.cli.deleting import confirmed, remove
+from vmcoal.cli.lend_stopped import lent_files
 from vmcoal.cli.lender_process import refuse_running, still_serves
 from vmcoal.cli.output import note
 from vmcoal.cli.params import LOCAL_LENDER, dry_run_option, resolve_local_lender, yes_option
@@ -27,7 +28,7 @@ def delete(lender: str, yes: bool, dry_run: bool) -> None:
             f"lender {name} was killed, and its memory servers still run",
             hint=f"start it and stop it, so that borrowers can leave: vmcoal lend --name {name}; vmcoal lend stop",
         )
-    lent = sorted(layout.shm_home().glob(folders.memory("*", "*").name)) if layout.shm_home().is_dir() else []
+    lent = lent_files(folders)
     question = f"Remove lender {name}, its key and its borrowers included?"
     if not confirmed(question, f"vmcoal lend delete {name}", folders, lent, yes=yes, dry_run=dry_run):
         return

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from vmcoal import layout
-from vmcoal.cli.lender_process import still_serves
 from vmcoal.cli.output import counted, device_words, table, vcpus
 from vmcoal.lending.api import LenderStatus
 from vmcoal.model.lease import Lease, ResourceKind
@@ -18,15 +16,10 @@ def total(status: LenderStatus) -> str:
     return " and ".join(parts) or "nothing"
 
 
-def stopped_text(name: str) -> str:
-    """Return what is said of a lender that does not run."""
-    if still_serves(layout.lender_folders(name)):
-        return f"Lender {name}: killed, and what it lent is still served; go on with: vmcoal lend --name {name}"
-    return f"Lender {name}: stopped"
-
-
 def lender_text(status: LenderStatus) -> str:
     """Return everything about one lender."""
+    if not status.running:
+        return "\n".join([f"Lender {status.name}: stopped", *(f"  ! {line}" for line in status.degraded)])
     offer = status.offer
     state = "cordoned: lends nothing new" if offer.cordoned else "lends"
     facts = [

@@ -26,7 +26,8 @@ from vmcoal.model.lease import Lease, Offer, ResourceKind
 
 class LenderStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One lender. ``addresses`` it listens on, ``host:port``; ``pairing`` seconds that its pairing window is still
-    open, or ``None``; ``uptime`` in seconds; ``degraded`` each with its next step."""
+    open, or ``None``; ``uptime`` in seconds; ``degraded`` each with its next step. One that is not ``running`` offers
+    nothing; ``held`` are the bytes of memory that it left, and ``leases`` are those that its journal has."""
 
     name: str
     addresses: tuple[str, ...]
@@ -39,6 +40,8 @@ class LenderStatus(msgspec.Struct, frozen=True, kw_only=True):
     holder_pid: int | None = None
     uptime: float | None = None
     degraded: tuple[str, ...] = ()
+    running: bool = True
+    held: int | None = None
 
 
 class PairRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +31,27 @@ CREATE TABLE IF NOT EXISTS log (
 CREATE INDEX IF NOT EXISTS log_lease ON log (lease, seq);
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+
+_ENTRIES = "SELECT lease, entry FROM log ORDER BY seq"
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """Return what `LenderJournal.load` does, without writing to the journal in ``path``; no journal has none."""
+    if not path.exists():
+        return []
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+            return _newest(db.execute(_ENTRIES))
+    except sqlite3.Error as error:
+        raise _broken(path, error) from error
+
+
+def _newest(rows: Iterable[tuple[str, bytes]]) -> list[Entry]:
+    newest: dict[str, Entry] = {}
+    for lease, blob in rows:
+        with contextlib.suppress(*UNREADABLE, TypeError):
+            newest[lease] = msgspec.json.decode(blob, type=Entry)
+    return sorted(newest.values(), key=lambda entry: entry.lease.epoch)
 
 
 class LenderJournal:
@@ -73,14 +95,10 @@ class LenderJournal:
     def load(self) -> list[Entry]:
         """Return the newest entry of each lease that can be read, in the order of their grants: of a lease that ended
         since, what it had is found gone. Raises `PrerequisiteError` for a broken journal."""
-        newest: dict[str, Entry] = {}
         try:
-            for lease, blob in self._db.execute("SELECT lease, entry FROM log ORDER BY seq"):
-                with contextlib.suppress(*UNREADABLE, TypeError):
-                    newest[lease] = msgspec.json.decode(blob, type=Entry)
+            return _newest(self._db.execute(_ENTRIES))
         except sqlite3.Error as error:
             raise _broken(self.path, error) from error
-        return sorted(newest.values(), key=lambda entry: entry.lease.epoch)
 
     def history(self, lease: str) -> list[tuple[float, str | None, Entry]]:
         """Return (wall-clock time, event, entry) of all rows of ``lease``, the oldest first."""
